@@ -1,0 +1,30 @@
+# `make demo` runs the main job, `make test` the tests; both make `.venv` first and reuse it afterwards.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test bench lint clean
+
+install: .venv/installed
+
+.venv/installed: setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	# torch first and pinned: an open range would fetch gigabytes of GPU libraries on a machine without a GPU.
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,bench,dev]'
+	touch $@
+
+demo: install
+	$(BIN)/rosa demo
+
+test: install
+	$(BIN)/pytest --numprocesses 2
+
+bench: install
+	$(BIN)/pytest benchmarks
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv *.egg-info

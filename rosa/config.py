@@ -1,0 +1,91 @@
+"""The configuration of RoAE (RoPE-aware Attention Enhancement)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+ADAPTER_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True)
+class RosaConfig:
+    """What `rosa.patch` adds to a model. The defaults are the paper's.
+
+    Args:
+        r_low (float): share of the rotary pairs, counted from the lowest frequency, that is enhanced; in (0, 1].
+        alpha (float): strength of the enhancement, Eq. 4; finite.
+        rank (int): inner size of the low-rank projections W_down W_up (Eq. 2) and W_GQA (Eq. 3); at least 1.
+        train_norms (bool): train the weights of the norms that stand in the adapted decoder layers themselves.
+        layers (tuple of int or None): indices of the decoder layers to adapt, from 0; None adapts all.
+        adapter_dtype (str): dtype of the adapter's parameters: "float32", "bfloat16", "float16" or "float64".
+
+    Raises:
+        TypeError, ValueError: a field is of the wrong type or out of its range.
+    """
+
+    r_low: float = 0.25
+    alpha: float = 0.1
+    rank: int = 128
+    train_norms: bool = True
+    layers: tuple[int, ...] | None = None
+    adapter_dtype: str = "float32"
+
+    def __post_init__(self):
+        _require_number("r_low", self.r_low)
+        _require_number("alpha", self.alpha)
+        if not 0 < self.r_low <= 1:
+            raise ValueError(f"r_low must lie in (0, 1], got {self.r_low}")
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"alpha must be finite, got {self.alpha}")
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int):
+            raise TypeError(f"rank must be an int, got {self.rank!r}")
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        if not isinstance(self.train_norms, bool):
+            raise TypeError(f"train_norms must be a bool, got {self.train_norms!r}")
+        if self.adapter_dtype not in ADAPTER_DTYPES:
+            raise ValueError(f"adapter_dtype must be one of {', '.join(ADAPTER_DTYPES)}, got {self.adapter_dtype!r}")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", _layer_indices(self.layers))
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype that `adapter_dtype` names."""
+        return getattr(torch, self.adapter_dtype)
+
+    def low_pairs(self, rotary_dim: int) -> int:
+        """n, the number of low-frequency pairs that are enhanced: floor(rotary_dim * r_low / 2).
+
+        Raises:
+            ValueError: r_low leaves no pair of a head with `rotary_dim` rotary elements.
+        """
+        # The margin keeps products such as 0.29 * 200, one rounding below a whole number, on that number.
+        pairs = math.floor(rotary_dim * self.r_low / 2 + 1e-9)
+        if pairs < 1:
+            raise ValueError(
+                f"r_low={self.r_low} leaves no pair of {rotary_dim} rotary elements a head; "
+                f"the smallest that does is {2 / rotary_dim:g}"
+            )
+        return pairs
+
+
+def _require_number(field: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{field} must be a number, got {value!r}")
+
+
+def _layer_indices(layers: object) -> tuple[int, ...]:
+    try:
+        indices = tuple(layers)
+    except TypeError:
+        raise TypeError(f"layers must be a sequence of layer indices or None, got {layers!r}") from None
+    if not indices:
+        raise ValueError("layers is empty: name at least one layer, or None for all")
+    if any(isinstance(i, bool) or not isinstance(i, int) for i in indices):
+        raise TypeError(f"layers must hold ints, got {layers!r}")
+    if min(indices) < 0 or len(set(indices)) != len(indices):
+        raise ValueError(f"layers must be distinct indices from 0, got {layers!r}")
+    return tuple(sorted(indices))
