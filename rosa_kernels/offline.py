@@ -1,0 +1,200 @@
+"""Compiles every kernel for GPUs that are not there and reads registers, spills and access widths off the result.
+
+What is compiled is what would be launched: the arguments come from the launch functions themselves, called on meta
+tensors of a model's shape, and are specialized as Triton's launcher specializes them (alignment, unit strides).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+GIGA = 1e9
+
+
+class Card(NamedTuple):
+    """A card and its memory bandwidth in bytes per second, by its maker's datasheet."""
+
+    name: str
+    bandwidth: float
+
+
+CARDS = {
+    "sm_80": Card("A100 80GB SXM", 2039 * GIGA),
+    "sm_86": Card("RTX 3090", 936 * GIGA),
+    "sm_89": Card("RTX 4090", 1008 * GIGA),
+    "sm_90": Card("H100 SXM", 3350 * GIGA),
+}
+
+
+POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
+
+
+class Shape(NamedTuple):
+    """The attention shape of a model. `low_pairs` is n at r_low = 0.25."""
+
+    name: str
+    heads: int
+    key_heads: int
+    head_dim: int
+    low_pairs: int
+
+
+SHAPES = (
+    Shape("Qwen2.5-7B", 28, 4, 128, 16),
+    Shape("Llama-3.1-8B", 32, 8, 128, 16),
+    Shape("Gemma-2-9B", 16, 8, 256, 32),
+)
+
+
+class Report(NamedTuple):
+    """What one compiled kernel uses. Spills in bytes a thread, shared memory in bytes a program, accesses in bits."""
+
+    kernel: str
+    shape: str
+    arch: str
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    widest_load: int
+    widest_store: int
+    bytes_per_token: float
+
+    @property
+    def nanoseconds_per_token(self) -> float:
+        """Time to move the bytes of one token at the card's datasheet bandwidth: the floor of the kernel's time."""
+        return self.bytes_per_token / CARDS[self.arch].bandwidth * 1e9
+
+
+def launches(shape: Shape, tokens: int = 2048, dtype: torch.dtype = torch.bfloat16) -> Iterator:
+    """The launches of one training step of one layer, on meta tensors laid out as Hugging Face's models have them."""
+    from rosa_kernels.rope_roae_triton import backward_launch, forward_launch
+
+    def heads(count):
+        return torch.empty(1, tokens, count, shape.head_dim, dtype=dtype, device="meta").transpose(1, 2)
+
+    def signal(count):
+        return torch.empty(1, tokens, count * 2 * shape.low_pairs, dtype=dtype, device="meta")
+
+    q, k = heads(shape.heads), heads(shape.key_heads)
+    cos = torch.empty(1, tokens, shape.head_dim, dtype=dtype, device="meta")[..., : shape.head_dim // 2]
+    rotary = (cos, cos, signal(shape.heads), signal(shape.key_heads))
+    forward = forward_launch(q, k, *rotary, alpha=0.1, interleaved=False, store_low=True)
+    yield forward
+    low = forward.outputs[-1]
+    yield backward_launch(q, k, *rotary, low, 0.1, False, sequence_major=True, needs=[True] * 4)
+
+
+def bytes_per_token(launch) -> float:
+    """Bytes a launch moves for a token: every tensor once, as little as any version of it can."""
+    tensors = [t for t in launch.arguments.values() if isinstance(t, torch.Tensor)]
+    return sum(t.numel() * t.element_size() for t in tensors) / launch.arguments["tokens"]
+
+
+def compile_launch(launch, arch: str):
+    """The kernel of a launch compiled for `arch`, such as "sm_86". Needs no GPU."""
+    import triton
+    from rosa_kernels.rope_roae_triton import NUM_WARPS
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        is_tensor = isinstance(value, torch.Tensor)
+        if parameter.is_constexpr or (not is_tensor and value == 1 and not parameter.do_not_specialize):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+            continue
+        signature[parameter.name] = POINTERS[value.dtype] if is_tensor else "i32" if abs(value) < 2**31 else "i64"
+        if is_tensor or (value % 16 == 0 and not parameter.do_not_specialize):  # torch aligns tensors to 16 bytes
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    return triton.compile(source, target=target, options={"num_warps": NUM_WARPS})
+
+
+def report(shape: Shape, arch: str) -> list[Report]:
+    """What each kernel uses on `arch` at a model's shape, in bfloat16."""
+    reports = []
+    for launch in launches(shape):
+        compiled = compile_launch(launch, arch)
+        usage, sass = _disassemble(compiled.asm["cubin"])
+        reports.append(
+            Report(
+                kernel=launch.kernel.fn.__name__,
+                shape=shape.name,
+                arch=arch,
+                registers=_field(usage, "REG"),
+                spill_bytes=_field(usage, "STACK") + _field(usage, "LOCAL"),
+                shared_bytes=compiled.metadata.shared,
+                widest_load=_widest(sass, "LDG"),
+                widest_store=_widest(sass, "STG"),
+                bytes_per_token=bytes_per_token(launch),
+            )
+        )
+    return reports
+
+
+def _disassemble(cubin: bytes) -> tuple[str, str]:
+    """Resource usage and machine code, by the disassembler that Triton's wheel carries."""
+    import triton
+
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, sass = (
+            subprocess.run([cuobjdump, option, file.name], check=True, capture_output=True, text=True).stdout
+            for option in ("--dump-resource-usage", "--dump-sass")
+        )
+    return usage, sass
+
+
+def _field(usage: str, name: str) -> int:
+    return int(re.search(rf"\b{name}:(\d+)", usage).group(1))
+
+
+def _widest(sass: str, instruction: str) -> int:
+    """Bits of the widest access of a kind, such as 128 for LDG.E.128; an access without a width is one of 32."""
+    widths = [32]
+    for modifiers in re.findall(rf"\b{instruction}((?:\.\w+)*)", sass):
+        widths += [int(w) for w in re.findall(r"\.(64|128|256)\b", modifiers)]
+    return max(widths)
+
+
+def main(archs: Sequence[str]) -> None:
+    """Prints a table of every kernel on every card of `archs` (keys of CARDS) at every shape of SHAPES.
+
+    Raises:
+        ValueError: an architecture that is not in CARDS.
+        RuntimeError: the compiler or the disassembler failed.
+    """
+    unknown = [arch for arch in archs if arch not in CARDS]
+    if unknown:
+        raise ValueError(f"arch must be among {', '.join(CARDS)}, got {', '.join(unknown)}")
+    if os.environ.pop("TRITON_INTERPRET", "0") == "1":
+        # The interpreter replaces the compiler for the whole process, so a fresh one does the work.
+        subprocess.run([sys.executable, "-m", "rosa_kernels.offline", *archs], check=True)
+        return
+    print(f"{'kernel':26} {'shape':13} {'card':20} {'regs':>4} {'spills':>6} {'shared':>6} {'load':>5} {'store':>5} "
+          f"{'B/token':>8} {'ns/token':>8}")  # fmt: skip
+    for shape in SHAPES:
+        for arch in archs:
+            for r in report(shape, arch):
+                print(f"{r.kernel:26} {r.shape:13} {arch + ' ' + CARDS[arch].name:20} {r.registers:4} {r.spill_bytes:6} "
+                      f"{r.shared_bytes:6} {r.widest_load:5} {r.widest_store:5} {r.bytes_per_token:8.0f} "
+                      f"{r.nanoseconds_per_token:8.2f}")  # fmt: skip
+    print("spills and shared memory in bytes (a thread, a program); widest global load and store in bits; time a token at "
+          "the card's datasheet bandwidth, the floor of the kernel's time. Compiled here, not run.")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or list(CARDS))
