@@ -30,7 +30,7 @@ HEADS_PER_PROGRAM = 4
 @triton.jit
 def _row_pointers(x, i_b, i_l, i_h, stride_b, stride_h, stride_l):
     """Pointers to the first element of head i_h for every token of the block, `[BLOCK_T, 1]`, in 64 bits."""
-    return x + (i_b * stride_b + i_l * stride_l + tl.cast(i_h, tl.int64) * stride_h)[:, None]
+    return x + (i_b * stride_b + i_l * stride_l + i_h.to(tl.int64) * stride_h)[:, None]
 
 
 @triton.jit
@@ -162,7 +162,8 @@ def rope_roae_forward_kernel(
         PAIRS, BLOCK_PAIRS, COMPUTE,
     )  # fmt: skip
     o_t = o_t.to(tl.int64)
-    for i in range(i_group * HEADS_PER_PROGRAM, min((i_group + 1) * HEADS_PER_PROGRAM, HEADS + KEY_HEADS)):
+    for j in range(HEADS_PER_PROGRAM):
+        i = i_group * HEADS_PER_PROGRAM + j
         p_low = low + (o_t * ((HEADS + KEY_HEADS) * D_LOW) + i * D_LOW)[:, None]
         if i < HEADS:
             _forward_head(
@@ -172,7 +173,7 @@ def rope_roae_forward_kernel(
                 p_low, b_cos, b_sin, m_t, q_stride_d, q_out_stride_d,
                 True, STORE_LOW, ALPHA, INTERLEAVED, HEAD_DIM, PAIRS, LOW_PAIRS, BLOCK_PAIRS, BLOCK_REST, COMPUTE,
             )  # fmt: skip
-        else:
+        elif i < HEADS + KEY_HEADS:
             i_k = i - HEADS
             _forward_head(
                 _row_pointers(k, i_b, i_l, i_k, k_stride_b, k_stride_h, k_stride_l),
@@ -237,7 +238,8 @@ def rope_roae_backward_kernel(
     )  # fmt: skip
     o_t = o_t.to(tl.int64)
     p_low = low + (o_t * ((HEADS + KEY_HEADS) * D_LOW))[:, None]
-    for i in range(i_group * HEADS_PER_PROGRAM, min((i_group + 1) * HEADS_PER_PROGRAM, UNITS)):
+    for j in range(HEADS_PER_PROGRAM):
+        i = i_group * HEADS_PER_PROGRAM + j
         if i < HEADS:
             p_u = signal + (o_t * signal_stride_t + i * D_LOW)[:, None]
             b_u_re, b_u_im = _load_low(p_u, m_t, PAIRS, LOW_PAIRS, BLOCK_PAIRS, COMPUTE)
@@ -264,7 +266,7 @@ def rope_roae_backward_kernel(
                 b_du_im = b_ds_im * (b_sig_im + b_s_im * (1 - b_sig_im))
                 p_du = dsignal + (o_t * (HEADS * D_LOW) + i * D_LOW)[:, None]
                 _store_low(p_du, b_du_re, b_du_im, m_t, PAIRS, LOW_PAIRS, BLOCK_PAIRS)
-        else:
+        elif i < UNITS:
             i_k = i - HEADS
             p_s = key_signal + (o_t * key_signal_stride_t + i_k * D_LOW)[:, None]
             b_s_re, b_s_im = _load_low(p_s, m_t, PAIRS, LOW_PAIRS, BLOCK_PAIRS, COMPUTE)
