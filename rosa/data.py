@@ -1,0 +1,208 @@
+"""Instruction data: reading and checking it, the paper's prompt, and tokenised training examples."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED_LABEL = -100
+
+_PLAIN = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+
+
+def prompt(instruction: str, input: str = "") -> str:
+    """The paper's prompt (Alpaca's), up to where the response begins.
+
+    Args:
+        instruction (str): the task.
+        input (str): further context for the task; empty for none.
+
+    Returns:
+        str: the text that the model is to continue.
+    """
+    return (_WITH_INPUT if input else _PLAIN).format(instruction=instruction, input=input)
+
+
+def load_rows(data: str, split: str = "train") -> list[dict]:
+    """Read instruction data and check every row.
+
+    Args:
+        data (str): a .json file (a list of objects), a .jsonl file (one object a line), or the name of a dataset for
+            `datasets.load_dataset`. A row has the strings `instruction` and `output`, and may have `input`.
+        split (str): the split of a named dataset; files have none.
+
+    Returns:
+        list of dict: the rows as they came, with `input` set to "" where it was absent or null.
+
+    Raises:
+        FileNotFoundError: there is no such file or dataset.
+        ValueError: the data holds no rows, is not in this form, or a field is missing or not a string; the message
+            names the place.
+    """
+    path = Path(data)
+    if path.suffix in (".json", ".jsonl"):
+        numbered = _json_rows(path) if path.suffix == ".json" else _jsonl_rows(path)
+    elif path.exists():
+        raise ValueError(f"{data}: training data must be a .json or .jsonl file or the name of a dataset")
+    else:
+        numbered = _dataset_rows(data, split)
+    rows = [_checked(row, f"{data}, {place}") for place, row in numbered]
+    if not rows:
+        raise ValueError(f"{data} holds no rows")
+    return rows
+
+
+def tokenize(
+    rows: Sequence[dict],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int = 2048,
+    train_on_prompt: bool = False,
+) -> Dataset:
+    """Turn rows into training examples: prompt, response, end-of-sequence token.
+
+    Prompt and response are tokenised apart and joined, so that the prompt's tokens are those that generation sees.
+    Rows that truncation leaves without anything to learn are left out, with a warning.
+
+    Args:
+        rows (sequence of dict): rows of `load_rows`.
+        tokenizer (PreTrainedTokenizerBase): the model's tokenizer; it must have an eos_token.
+        max_length (int): tokens after which a row is cut off.
+        train_on_prompt (bool): learn the prompt too, instead of the response alone.
+
+    Returns:
+        datasets.Dataset: `input_ids`, `attention_mask` and `labels`, held in memory, unpadded.
+
+    Raises:
+        ValueError: no rows, no eos_token, or truncation leaves no row with a token to learn.
+    """
+    from datasets import Dataset
+
+    if not rows:
+        raise ValueError("there are no rows to tokenize")
+    if max_length < 1:
+        raise ValueError(f"max_length must be at least 1, got {max_length}")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{type(tokenizer).__name__} has no eos_token, so a model could not learn where to stop")
+    prompts = prompt_ids([prompt(row["instruction"], row.get("input") or "") for row in rows], tokenizer)
+    responses = tokenizer([row["output"] for row in rows], add_special_tokens=False)["input_ids"]
+    examples = [
+        _example(prompt, [*response, tokenizer.eos_token_id], max_length, train_on_prompt)
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    return Dataset.from_list(_learnable(examples, max_length))
+
+
+def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Tokenise prompts as training and generation both see them.
+
+    Args:
+        prompts (sequence of str): at least one text.
+        tokenizer (PreTrainedTokenizerBase): the model's tokenizer.
+
+    Returns:
+        list of list of int: token ids, with the special tokens that the tokenizer puts first and no EOS at the end.
+    """
+    ids = tokenizer(list(prompts))["input_ids"]
+    # Some tokenizers end every text with EOS (Llama's add_eos_token); here the response is yet to come.
+    if tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:
+        ids = [row[:-1] for row in ids]
+    return ids
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, object]]:
+    rows = _parse(_read(path), str(path))
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} must hold a list of objects, got {_kind(rows)}")
+    return ((f"row {index}", row) for index, row in enumerate(rows))
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, object]]:
+    # Not splitlines: a JSON string may hold U+2028 and other separators as they are.
+    for number, line in enumerate(_read(path).split("\n"), start=1):
+        if line.strip():
+            yield f"line {number}", _parse(line, str(path), first_line=number)
+
+
+def _dataset_rows(name: str, split: str) -> Iterator[tuple[str, object]]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(name, split=split)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(f"{name} is neither a file here nor a dataset that can be reached: {error}") from error
+    return ((f"row {index}", row) for index, row in enumerate(rows))
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}" if not path.exists() else f"{path} is not a file")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: byte {error.start}: {error.reason}") from error
+    if not text.strip():
+        raise ValueError(f"{path} is empty")
+    return text
+
+
+def _parse(text: str, path: str, first_line: int = 1) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise ValueError(f"{path} is not valid JSON: line {line}, column {error.colno}: {error.msg}") from error
+
+
+def _checked(row: object, place: str) -> dict:
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: must be an object with `instruction` and `output`, got {_kind(row)}")
+    for field in ("instruction", "output"):
+        if field not in row:
+            raise ValueError(f"{place}: has no `{field}`, only {', '.join(row) or 'nothing'}")
+    row = {**row, "input": "" if row.get("input") is None else row["input"]}
+    for field in ("instruction", "input", "output"):
+        if not isinstance(row[field], str):
+            raise ValueError(f"{place}: `{field}` must be a string, got {_kind(row[field])}")
+    return row
+
+
+def _kind(value: object) -> str:
+    """What a JSON value is, and, if it is short, the value."""
+    name = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    text = json.dumps(value, default=str)
+    return name.get(type(value), "a number") + (f" {text}" if value is not None and len(text) <= 40 else "")
+
+
+def _example(prompt: list[int], response: list[int], max_length: int, train_on_prompt: bool) -> dict[str, list[int]]:
+    ids = (prompt + response)[:max_length]
+    labels = ids if train_on_prompt else ([IGNORED_LABEL] * len(prompt) + response)[:max_length]
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
+
+
+def _learnable(examples: list[dict[str, list[int]]], max_length: int) -> list[dict[str, list[int]]]:
+    """The examples with a label: a batch of none but the others would have a loss of 0/0."""
+    kept = [example for example in examples if example["labels"][-1] != IGNORED_LABEL]
+    if not kept:
+        raise ValueError(f"max_length={max_length} cuts off the whole response of every row; raise it")
+    if len(kept) < len(examples):
+        left_out = len(examples) - len(kept)
+        message = f"max_length={max_length} cuts off the whole response of {left_out} of {len(examples)} rows"
+        warnings.warn(f"{message}; they are left out", stacklevel=3)
+    return kept

@@ -1,0 +1,109 @@
+"""Greedy decoding of many prompts at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from rosa.data import prompt_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 256,
+    batch_size: int = 8,
+) -> list[str]:
+    """Continue each prompt greedily, until a token that ends a sequence or `max_new_tokens`.
+
+    Neither the tokenizer nor the model's training mode is changed.
+
+    Args:
+        model (PreTrainedModel): a causal language model.
+        tokenizer (PreTrainedTokenizerBase): its tokenizer.
+        prompts (sequence of str): the texts to continue, verbatim; see `rosa.data.prompt`.
+        max_new_tokens (int): most tokens to generate for a prompt.
+        batch_size (int): prompts decoded together; the answers do not depend on it.
+
+    Returns:
+        list of str: the new text alone, stripped, without special tokens; in the order of `prompts`.
+
+    Raises:
+        TypeError: `prompts` is one string.
+        ValueError: a number below 1, a prompt without a token, or no token that could end an answer.
+    """
+    if isinstance(prompts, str):
+        raise TypeError("prompts must be a sequence of strings, got one string")
+    if max_new_tokens < 1 or batch_size < 1:
+        raise ValueError(f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}")
+    if not prompts:
+        return []
+    rows = prompt_ids(prompts, tokenizer)
+    if not all(rows):
+        raise ValueError(f"prompt {rows.index([])} holds no token")
+    stop = _stop_ids(model, tokenizer)
+    pad = stop[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    # Prompts of like length share a batch: less padding.
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    answers = [""] * len(rows)
+    with _evaluating(model):
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            new = _continue(model, [rows[index] for index in batch], max_new_tokens, stop, pad)
+            for index, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+                answers[index] = text.strip()
+    return answers
+
+
+def _continue(
+    model: PreTrainedModel, rows: list[list[int]], max_new_tokens: int, stop: list[int], pad: int
+) -> torch.Tensor:
+    """Generate, without gradients, from a batch of token ids; returns the new ids, (rows, at most max_new_tokens)."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stop,
+        pad_token_id=pad,
+        use_cache=True,
+        # Greedy whatever generation_config asks for: a repetition penalty, for one, would count the padding.
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+    )
+    return output[:, width:]
+
+
+def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What ends an answer: the tokenizer's EOS, which training teaches, and those that the model came with."""
+    own = model.generation_config.eos_token_id
+    ids = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    if not ids:
+        raise ValueError(f"neither {type(tokenizer).__name__} nor the model has a token that ends a sequence")
+    return sorted(ids)
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards every module's own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,212 @@
+"""`patch` and `unpatch`: RoSA on a model and off it again, in place; and what of a patched model is trained."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from rosa.config import RosaConfig
+from rosa.decoder import DecoderLayer, decoder_layers, rotary_globals
+from rosa.errors import UnsupportedModelError
+from rosa.roae import RoAE
+from rosa.rotary import attach, probe_layout
+
+ADAPTER_NAME = "roae"
+
+
+@dataclass
+class Patch:
+    """What `patch` did to a model, kept on it as `_rosa`: enough to save the adapter and to undo it."""
+
+    config: RosaConfig
+    attentions: list[str]
+    norms: dict[str, Tensor]  # names of the trained norm weights, and their values before
+    requires_grad: dict[str, bool]  # of every parameter, before
+    hooks: list[RemovableHandle]
+
+
+def patch(model: nn.Module, config: RosaConfig | None = None) -> nn.Module:
+    """Adds RoSA to a Hugging Face model in place: freezes it, adds a `roae` module to each attention layer, and lets the
+    norms of the adapted decoder layers train. The model computes what it computed before until it is trained.
+
+    Args:
+        model (nn.Module): a model of transformers with rotary attention, of any floating dtype, on any device or
+            several, or on the meta device.
+        config (RosaConfig, optional): None takes the paper's defaults.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError: `config` is no RosaConfig.
+        ValueError: the model is patched already, or the configuration does not fit it.
+        UnsupportedModelError: the model cannot be adapted.
+        Nothing is changed after an error.
+    """
+    config = RosaConfig() if config is None else config
+    if not isinstance(config, RosaConfig):
+        raise TypeError(f"config must be a rosa.RosaConfig, got {type(config).__name__}")
+    if is_patched(model):
+        raise ValueError(f"this {type(model).__name__} is patched already; call rosa.unpatch(model) first")
+
+    layers = _adapted_layers(model, config)
+    adapters = _make_adapters(model, layers, config)  # all that can fail lies before the first change
+    norms = {f"{name}.weight": norm.weight for layer in layers for name, norm in layer.norms.items()}
+    if not config.train_norms:
+        norms = {}
+
+    record = Patch(
+        config=config,
+        attentions=[name for name, _, _ in adapters],
+        norms={name: weight.detach().clone() for name, weight in norms.items()},
+        requires_grad={name: p.requires_grad for name, p in model.named_parameters()},
+        hooks=[],
+    )
+    model.requires_grad_(False)
+    for weight in norms.values():
+        weight.requires_grad_(True)
+    for _, attention, adapter in adapters:
+        record.hooks.append(attach(attention, ADAPTER_NAME, adapter))
+    record.hooks += _serve_reentrant_checkpoints(model, layers[0].module)
+    model._rosa = record
+    return model
+
+
+def unpatch(model: nn.Module) -> nn.Module:
+    """Takes RoSA off a model in place: its modules, its hooks, its norm weights and requires_grad flags are as before.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    owner, record = _patched(model)
+    for hook in record.hooks:
+        hook.remove()
+    for name in record.attentions:
+        delattr(owner.get_submodule(name), ADAPTER_NAME)
+    parameters = dict(owner.named_parameters())
+    with torch.no_grad():
+        for name, value in record.norms.items():
+            parameters[name].copy_(value)
+            parameters[name].grad = None
+    for name, flag in record.requires_grad.items():
+        parameters[name].requires_grad_(flag)
+    del owner._rosa
+    return model
+
+
+def is_patched(model: nn.Module) -> bool:
+    """Whether the model, or a model that it wraps, carries RoSA."""
+    return any("_rosa" in module.__dict__ for module in model.modules())
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What RoSA trains in a patched model, by full name within it: the RoAE weights and the trained norm weights.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    owner, record = _patched(model)
+    own = {
+        f"{name}.{ADAPTER_NAME}.{weight}": parameter
+        for name in record.attentions
+        for weight, parameter in owner.get_submodule(f"{name}.{ADAPTER_NAME}").named_parameters()
+    }
+    return own | {name: owner.get_parameter(name) for name in record.norms}
+
+
+def adapter_config(model: nn.Module) -> RosaConfig:
+    """The configuration that the model was patched with.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+    return _patched(model)[1].config
+
+
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters to give to an optimizer: those that require gradients, and in a patched model all that RoSA trains,
+    also those that layer selection has frozen for the moment."""
+    adapter = {id(p) for p in adapter_parameters(model).values()} if is_patched(model) else set()
+    return [p for p in model.parameters() if p.requires_grad or id(p) in adapter]
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int, float]:
+    """Counts (trainable, total, percent) parameters; total is the base model's and RoSA's, tied weights counted once."""
+    trainable = sum(p.numel() for p in trainable_parameters(model))
+    total = sum(p.numel() for p in model.parameters())
+    return trainable, total, 100 * trainable / total
+
+
+def print_trainable_parameters(model: nn.Module) -> None:
+    """Prints what `count_parameters` counts."""
+    trainable, total, percent = count_parameters(model)
+    print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {percent:.4f}")
+
+
+def _patched(model: nn.Module) -> tuple[nn.Module, Patch]:
+    """The patched model, which may stand inside wrappers such as DDP, and its record."""
+    for module in model.modules():
+        if "_rosa" in module.__dict__:
+            return module, module._rosa
+    raise ValueError(f"this {type(model).__name__} is not patched; call rosa.patch(model) first")
+
+
+def _adapted_layers(model: nn.Module, config: RosaConfig) -> list[DecoderLayer]:
+    if not any(rotary_globals(module) is not None for module in model.modules()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no rotary attention: none of its modules calls apply_rotary_pos_emb with "
+            "position_embeddings, and RoSA enhances rotated queries and keys"
+        )
+    layers = decoder_layers(model)
+    if config.layers is None:
+        return [layer for layer in layers if layer.rotary_attention]
+    if config.layers[-1] >= len(layers):
+        raise ValueError(f"layers names layer {config.layers[-1]}, but {type(model).__name__} has {len(layers)} (from 0)")
+    without = [i for i in config.layers if not layers[i].rotary_attention]
+    if without:
+        raise ValueError(f"layers names {without}, which have no rotary attention in {type(model).__name__}")
+    return [layers[i] for i in config.layers]
+
+
+def _make_adapters(
+    model: nn.Module, layers: list[DecoderLayer], config: RosaConfig
+) -> list[tuple[str, nn.Module, RoAE]]:
+    """The adapter of every attention module of the layers, not attached yet: (name, attention module, adapter)."""
+    attentions = [named for layer in layers for named in layer.rotary_attention.items()]
+    layout, adapters = {}, []
+    for name, attention in attentions:
+        kind = type(attention)
+        if kind not in layout:
+            layout[kind] = probe_layout(attention, attention.head_dim, _rotary_dim(model, attention.head_dim))
+        heads = attention.config.num_attention_heads
+        key_heads = getattr(attention.config, "num_key_value_heads", None) or heads
+        device = next(attention.parameters()).device
+        adapter = RoAE(config, attention.config.hidden_size, heads, key_heads, layout[kind], device)
+        adapters.append((name, attention, adapter.train(attention.training)))
+    return adapters
+
+
+def _rotary_dim(model: nn.Module, head_dim: int) -> int:
+    """R, from the model's own rotary embedding: two elements a frequency."""
+    sizes = {2 * m.inv_freq.numel() for m in model.modules() if isinstance(getattr(m, "inv_freq", None), Tensor)}
+    return sizes.pop() if len(sizes) == 1 else head_dim
+
+
+def _serve_reentrant_checkpoints(model: nn.Module, first_layer: nn.Module) -> list[RemovableHandle]:
+    """Reentrant gradient checkpointing gives parameters a gradient only where an input of the checkpointed layer has one,
+    and behind frozen embeddings none has."""
+    if not hasattr(model, "get_input_embeddings"):
+        return []
+    hook = functools.partial(_require_grad_if_reentrant, first_layer)
+    return [model.get_input_embeddings().register_forward_hook(hook)]
+
+
+def _require_grad_if_reentrant(layer: nn.Module, embeddings: nn.Module, args: tuple, output: Tensor) -> None:
+    checkpoint = getattr(layer, "_gradient_checkpointing_func", None)
+    reentrant = getattr(checkpoint, "keywords", {}).get("use_reentrant", False)
+    if reentrant and layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
+        output.requires_grad_(True)

@@ -1,0 +1,90 @@
+"""RoAE (RoPE-aware Attention Enhancement): the module that is added to an attention layer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rosa.config import RosaConfig
+from rosa.rotary import RotaryLayout
+from rosa_kernels import rope_roae
+
+
+class RoAE(nn.Module):
+    """A rotary adapter: rotates queries and keys and enhances their low-frequency pairs by a signal of the input.
+
+    Parameters, in the orientation of `nn.Linear` (outputs by inputs):
+        down `[rank, hidden_size]` and up `[heads * d_low, rank]`: W_down and W_up of Eq. 2. up starts at zero.
+        gqa_down `[rank, heads * d_low]` and gqa_up `[key_heads * d_low, rank]`: W_GQA of Eq. 3, low-rank; None where
+            key_heads equals heads.
+
+    Args:
+        config (RosaConfig): r_low, alpha, rank and the parameters' dtype.
+        hidden_size (int): d, size of the attention module's input.
+        heads, key_heads (int): query and key heads.
+        layout (RotaryLayout): how the model rotates.
+        device (torch.device): where the parameters are made.
+
+    Raises:
+        ValueError: r_low leaves no pair.
+    """
+
+    def __init__(
+        self,
+        config: RosaConfig,
+        hidden_size: int,
+        heads: int,
+        key_heads: int,
+        layout: RotaryLayout,
+        device: torch.device | str | None = None,
+    ):
+        super().__init__()
+        self.alpha, self.layout = config.alpha, layout
+        d_low = 2 * config.low_pairs(layout.rotary_dim)
+
+        def weight(outputs: int, inputs: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(outputs, inputs, dtype=config.torch_dtype, device=device))
+
+        self.down = weight(config.rank, hidden_size)
+        self.up = weight(heads * d_low, config.rank)
+        grouped = key_heads != heads
+        self.gqa_down = weight(config.rank, heads * d_low) if grouped else None
+        self.gqa_up = weight(key_heads * d_low, config.rank) if grouped else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """up to zero, the others as LoRA's A (Kaiming uniform): the model computes what it computed before."""
+        nn.init.zeros_(self.up)
+        for weight in (self.down, self.gqa_down, self.gqa_up):
+            if weight is not None:
+                nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+
+    def forward(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Enhanced queries and keys.
+
+        Args:
+            q, k (Tensor): queries `[batch, heads, seq, head_dim]` and keys `[batch, key_heads, seq, head_dim]`, before
+                rotation.
+            cos, sin (Tensor): as the model gives them to its rotary function.
+            hidden_states (Tensor): H, the attention module's input, `[batch, seq, hidden_size]`.
+
+        Returns:
+            q and k after rotation, enhanced; shapes, dtypes and layouts as given.
+        """
+        dtype = hidden_states.dtype
+        latent = F.linear(hidden_states, self.down.to(dtype))
+        signal = F.linear(latent, self.up.to(dtype))  # U of Eq. 2; the op takes S = SiLU(U)
+        key_signal = None
+        if self.gqa_down is not None:  # S_K = S_Q W_GQA, Eq. 3
+            key_signal = F.linear(F.linear(F.silu(signal), self.gqa_down.to(dtype)), self.gqa_up.to(dtype))
+        return rope_roae(
+            q, k, self.layout.pairwise(cos), self.layout.pairwise(sin), signal, key_signal,
+            alpha=self.alpha, interleaved=self.layout.interleaved, rotary_dim=self.layout.rotary_dim,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        """The numbers that define the module, for `print(model)`."""
+        return f"rank={self.down.shape[0]}, alpha={self.alpha}, layout={self.layout}"
