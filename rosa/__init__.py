@@ -1,5 +1,8 @@
 """RoSA: RoPE-aware Selective Adaptation of language models (AAAI 2026, arXiv 2511.21733)."""
 
+from typing import TYPE_CHECKING
+
+from rosa.adapter import load_adapter, save_adapter
 from rosa.config import RosaConfig
 from rosa.errors import AdapterError, UnsupportedModelError
 from rosa.patching import (
@@ -10,16 +13,34 @@ from rosa.patching import (
     trainable_parameters,
     unpatch,
 )
+from rosa.selection import DynamicLayerSelection, Selection
+
+if TYPE_CHECKING:
+    from rosa.trainer import RosaTrainer
 
 __version__ = "0.1.0"
 __all__ = [
     "AdapterError",
+    "DynamicLayerSelection",
     "RosaConfig",
+    "RosaTrainer",
+    "Selection",
     "UnsupportedModelError",
     "count_parameters",
     "is_patched",
+    "load_adapter",
     "patch",
     "print_trainable_parameters",
+    "save_adapter",
     "trainable_parameters",
     "unpatch",
 ]
+
+
+def __getattr__(name: str):
+    # transformers' Trainer needs accelerate and takes seconds to import; those who bring their own loop need neither.
+    if name == "RosaTrainer":
+        from rosa.trainer import RosaTrainer
+
+        return RosaTrainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,7 @@ from rosa.config import RosaConfig
 from rosa.decoder import DecoderLayer, decoder_layers, rotary_globals
 from rosa.errors import UnsupportedModelError
 from rosa.roae import RoAE
-from rosa.rotary import attach, probe_layout
+from rosa.rotary import RotaryLayout, attach, probe_layout
 
 ADAPTER_NAME = "roae"
 
@@ -127,6 +127,30 @@ def adapter_config(model: nn.Module) -> RosaConfig:
     return _patched(model)[1].config
 
 
+def describe_base(model: nn.Module) -> dict[str, int | str | bool]:
+    """The shape of the model that an adapter must fit: its type, layers, widths, heads and rotary layout.
+
+    Raises:
+        UnsupportedModelError: the model has no rotary attention that RoSA can adapt.
+    """
+    layers = [layer for layer in decoder_layers(model) if layer.rotary_attention]
+    if not layers:
+        raise UnsupportedModelError(f"{type(model).__name__} has no rotary attention")
+    attention = next(iter(layers[0].rotary_attention.values()))
+    heads, key_heads = _heads(attention)
+    layout = _layout(model, attention)
+    return {
+        "model_type": attention.config.model_type,
+        "layers": len(layers),
+        "hidden_size": attention.config.hidden_size,
+        "heads": heads,
+        "key_heads": key_heads,
+        "head_dim": attention.head_dim,
+        "rotary_dim": layout.rotary_dim,
+        "interleaved": layout.interleaved,
+    }
+
+
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters to give to an optimizer: those that require gradients, and in a patched model all that RoSA trains,
     also those that layer selection has frozen for the moment."""
@@ -176,24 +200,27 @@ def _make_adapters(
     model: nn.Module, layers: list[DecoderLayer], config: RosaConfig
 ) -> list[tuple[str, nn.Module, RoAE]]:
     """The adapter of every attention module of the layers, not attached yet: (name, attention module, adapter)."""
-    attentions = [named for layer in layers for named in layer.rotary_attention.items()]
-    layout, adapters = {}, []
-    for name, attention in attentions:
+    layouts, adapters = {}, []
+    for name, attention in (named for layer in layers for named in layer.rotary_attention.items()):
         kind = type(attention)
-        if kind not in layout:
-            layout[kind] = probe_layout(attention, attention.head_dim, _rotary_dim(model, attention.head_dim))
-        heads = attention.config.num_attention_heads
-        key_heads = getattr(attention.config, "num_key_value_heads", None) or heads
+        if kind not in layouts:
+            layouts[kind] = _layout(model, attention)
         device = next(attention.parameters()).device
-        adapter = RoAE(config, attention.config.hidden_size, heads, key_heads, layout[kind], device)
+        adapter = RoAE(config, attention.config.hidden_size, *_heads(attention), layouts[kind], device)
         adapters.append((name, attention, adapter.train(attention.training)))
     return adapters
 
 
-def _rotary_dim(model: nn.Module, head_dim: int) -> int:
-    """R, from the model's own rotary embedding: two elements a frequency."""
+def _heads(attention: nn.Module) -> tuple[int, int]:
+    """Query and key heads."""
+    heads = attention.config.num_attention_heads
+    return heads, getattr(attention.config, "num_key_value_heads", None) or heads
+
+
+def _layout(model: nn.Module, attention: nn.Module) -> RotaryLayout:
+    # R, from the model's own rotary embedding: two elements a frequency.
     sizes = {2 * m.inv_freq.numel() for m in model.modules() if isinstance(getattr(m, "inv_freq", None), Tensor)}
-    return sizes.pop() if len(sizes) == 1 else head_dim
+    return probe_layout(attention, attention.head_dim, sizes.pop() if len(sizes) == 1 else attention.head_dim)
 
 
 def _serve_reentrant_checkpoints(model: nn.Module, first_layer: nn.Module) -> list[RemovableHandle]:

@@ -1,0 +1,133 @@
+"""`RosaTrainer`: transformers' Trainer with layer selection, adapters for checkpoints, and a stop at a broken loss."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from rosa.adapter import load_adapter, save_adapter
+from rosa.patching import is_patched
+from rosa.selection import DynamicLayerSelection
+
+
+class RosaTrainer(Trainer):
+    """A `transformers.Trainer` for a model that `rosa.patch` has patched.
+
+    It wraps the optimizer in DynamicLayerSelection, logs every selection (`dls/layers`, and `dls/score/N` for each
+    layer), saves the adapter alone at checkpoints, resumes from it, and stops at a loss that is not finite, before the
+    optimizer has moved; the last checkpoint stays as it is.
+
+    Args:
+        model (nn.Module): a patched model.
+        args (TrainingArguments, optional): as for Trainer.
+        dls (mapping or None): keyword arguments of DynamicLayerSelection, which has the paper's defaults; None trains
+            every layer at every step.
+        **kwargs: Trainer's other arguments.
+
+    Attributes:
+        layer_selection (DynamicLayerSelection or None): the wrapped optimizer, once training has begun.
+
+    Raises:
+        ValueError: the model is not patched.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments | None = None,
+        *,
+        dls: Mapping[str, Any] | None = MappingProxyType({}),
+        **kwargs: Any,
+    ):
+        if not is_patched(model):
+            raise ValueError(f"RosaTrainer trains patched models: call rosa.patch on this {type(model).__name__} first")
+        super().__init__(model, args, **kwargs)
+        self.dls = dls
+        self.layer_selection: DynamicLayerSelection | None = None
+        self.add_callback(_LogSelections(self))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
+        """Trains as `Trainer.train` does; `resume_from_checkpoint=True` takes the last checkpoint that is complete."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise FileNotFoundError(f"{self.args.output_dir} holds no complete checkpoint to resume from")
+        try:
+            return super().train(resume_from_checkpoint, **kwargs)
+        finally:
+            if self.layer_selection is not None:
+                self.layer_selection.unfreeze()
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        super().create_optimizer(*args, **kwargs)
+        if self.dls is not None and self.layer_selection is None:
+            self.optimizer = self.layer_selection = DynamicLayerSelection(self.optimizer, self.model, **self.dls)
+        return self.optimizer
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if not torch.isfinite(loss).all():
+            raise FloatingPointError(
+                f"the loss is {loss.item()} in step {self.state.global_step + 1}; training stops here and the last "
+                "checkpoint stays. Usual causes: a learning rate too high, or rows in which every label is masked"
+            )
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        output_dir = output_dir or self.args.output_dir
+        save_adapter(self.model, output_dir)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(output_dir)
+        torch.save(self.args, os.path.join(output_dir, TRAINING_ARGS_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_adapter(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        load_adapter(self.model, self.state.best_model_checkpoint)
+
+
+def last_checkpoint(folder: str | os.PathLike) -> str | None:
+    """The last complete checkpoint in a Trainer's output folder, or None.
+
+    A checkpoint is complete when the Trainer's state, which is written last, can be read: a killed process may leave a
+    later one half-written.
+    """
+    numbered = [
+        (int(path.name.rpartition("-")[2]), path)
+        for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if path.name.rpartition("-")[2].isdigit()
+    ]
+    return next((str(path) for _, path in sorted(numbered, reverse=True) if _is_complete(path)), None)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+class _LogSelections(TrainerCallback):
+    """Logs each selection of layers at the step it was made."""
+
+    def __init__(self, trainer: RosaTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        selection = self.trainer.layer_selection
+        if selection is not None and selection.history and selection.history[-1].step == state.global_step:
+            made = selection.history[-1]
+            scores = {f"dls/score/{i}": score for i, score in enumerate(made.scores)}
+            self.trainer.log({"dls/layers": len(made.layers), **scores})
