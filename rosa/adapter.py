@@ -1,8 +1,8 @@
 """Adapters on disk: a folder with `adapter_model.safetensors` and `adapter_config.json`.
 
 The configuration stands in the weights' own metadata too, so that replacing that one file replaces the adapter: a
-process that is killed while it saves leaves the old adapter or the new one. `adapter_config.json` is the copy for people
-and for the hub.
+process that is killed while it saves leaves the old adapter or the new one. `adapter_config.json` is the copy for
+people and for the hub.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise AdapterError(f"{folder / WEIGHTS_NAME} carries no RoSA configuration in its metadata") from error
     if (folder / CONFIG_NAME).read_text(encoding="utf-8").strip() != text:
         warnings.warn(
-            f"{folder / CONFIG_NAME} differs from the configuration stored with the weights, which is used", stacklevel=3
+            f"{folder / CONFIG_NAME} differs from the configuration stored with the weights, which is used",
+            stacklevel=3,
         )
     return description, tensors
 

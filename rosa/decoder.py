@@ -9,8 +9,8 @@ from torch import nn
 
 from rosa.errors import UnsupportedModelError
 
-# The norm before attention and the norm before the MLP (Eq. 5), by the names that Hugging Face gives them. Where a layer
-# has both names of the second row, the first of them is the norm before the MLP (Gemma-2 has a norm after attention too).
+# The norm before attention and the norm before the MLP (Eq. 5), by the names that Hugging Face gives them. In a layer
+# that has several, such as Gemma-2's, which has a norm after attention too, the first name counts.
 ATTENTION_NORMS = ("input_layernorm", "ln_1")
 MLP_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2")
 
@@ -69,7 +69,7 @@ def decoder_layers(model: nn.Module) -> list[DecoderLayer]:
 
 
 def rotary_globals(attention: nn.Module) -> dict | None:
-    """The globals in which the module's forward looks up `apply_rotary_pos_emb`; None where it calls no such function."""
+    """The globals in which the module's forward looks up `apply_rotary_pos_emb`, or None where it does not."""
     forward = inspect.unwrap(type(attention).forward)
     code = getattr(forward, "__code__", None)
     if code is None or "apply_rotary_pos_emb" not in code.co_names or "position_embeddings" not in code.co_varnames:

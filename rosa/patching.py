@@ -30,8 +30,8 @@ class Patch:
 
 
 def patch(model: nn.Module, config: RosaConfig | None = None) -> nn.Module:
-    """Adds RoSA to a Hugging Face model in place: freezes it, adds a `roae` module to each attention layer, and lets the
-    norms of the adapted decoder layers train. The model computes what it computed before until it is trained.
+    """Adds RoSA to a Hugging Face model in place: freezes it, adds a `roae` module to each attention layer, and lets
+    the norms of the adapted decoder layers train. The model computes what it computed before until it is trained.
 
     Args:
         model (nn.Module): a model of transformers with rotary attention, of any floating dtype, on any device or
@@ -152,14 +152,14 @@ def describe_base(model: nn.Module) -> dict[str, int | str | bool]:
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters to give to an optimizer: those that require gradients, and in a patched model all that RoSA trains,
-    also those that layer selection has frozen for the moment."""
+    """The parameters to give to an optimizer: those that require gradients, and in a patched model all that RoSA
+    trains, also those that layer selection has frozen for the moment."""
     adapter = {id(p) for p in adapter_parameters(model).values()} if is_patched(model) else set()
     return [p for p in model.parameters() if p.requires_grad or id(p) in adapter]
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int, float]:
-    """Counts (trainable, total, percent) parameters; total is the base model's and RoSA's, tied weights counted once."""
+    """Counts parameters as (trainable, total, percent), the base model's and RoSA's, tied weights once."""
     trainable = sum(p.numel() for p in trainable_parameters(model))
     total = sum(p.numel() for p in model.parameters())
     return trainable, total, 100 * trainable / total
@@ -189,7 +189,9 @@ def _adapted_layers(model: nn.Module, config: RosaConfig) -> list[DecoderLayer]:
     if config.layers is None:
         return [layer for layer in layers if layer.rotary_attention]
     if config.layers[-1] >= len(layers):
-        raise ValueError(f"layers names layer {config.layers[-1]}, but {type(model).__name__} has {len(layers)} (from 0)")
+        raise ValueError(
+            f"layers names layer {config.layers[-1]}, but {type(model).__name__} has {len(layers)} (from 0)"
+        )
     without = [i for i in config.layers if not layers[i].rotary_attention]
     if without:
         raise ValueError(f"layers names {without}, which have no rotary attention in {type(model).__name__}")
@@ -224,8 +226,8 @@ def _layout(model: nn.Module, attention: nn.Module) -> RotaryLayout:
 
 
 def _serve_reentrant_checkpoints(model: nn.Module, first_layer: nn.Module) -> list[RemovableHandle]:
-    """Reentrant gradient checkpointing gives parameters a gradient only where an input of the checkpointed layer has one,
-    and behind frozen embeddings none has."""
+    """Reentrant gradient checkpointing gives parameters a gradient only where an input of the checkpointed layer has
+    one, and behind frozen embeddings none has."""
     if not hasattr(model, "get_input_embeddings"):
         return []
     hook = functools.partial(_require_grad_if_reentrant, first_layer)

@@ -17,8 +17,8 @@ MODES = ("skip", "mask")
 
 
 class Selection(NamedTuple):
-    """One selection: the step it was made at (from 1), the decoder layers chosen, whether by score (else at random), and
-    every layer's score."""
+    """One selection: the step it was made at (from 1), the decoder layers chosen, whether by score (else at random),
+    and every layer's score."""
 
     step: int
     layers: tuple[int, ...]
@@ -170,7 +170,7 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         return scores
 
     def _prepare_next_step(self) -> None:
-        """At a selection step every layer computes gradients, since any may be chosen; else, to skip, the selected do."""
+        """At a selection step every layer computes gradients, since any may be chosen."""
         selects = self._selects(self._steps + 1)
         for layer in self._layers:
             trains = selects or self.mode == "mask" or layer.index in self.selected_layers
@@ -267,7 +267,8 @@ def _layers(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[_Layer]:
         norms = tuple(getattr(norm, "weight", None) for norm in (layer.attention_norm, layer.mlp_norm))
         if any(weight is None for weight in norms):
             raise UnsupportedModelError(
-                f"{layer.name} of {type(model).__name__} has norms without weights, and layers are ranked by their gradients"
+                f"{layer.name} of {type(model).__name__} has norms without weights, but layers are ranked by the gradients "
+                "of these"
             )
         if parameters:
             layers.append(_Layer(index, parameters, norms))

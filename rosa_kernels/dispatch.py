@@ -124,9 +124,10 @@ def _check(q, k, cos, sin, signal, key_signal, alpha, rotary_dim) -> int:
     rotary_dim = width if rotary_dim is None else rotary_dim
     if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
         raise ValueError(f"the rotary size must be even and from 2 to head_dim={head_dim}, got {rotary_dim}")
-    for name, t in (("cos", cos), ("sin", sin)):
-        if t.dim() != 3 or t.shape[0] not in (1, batch) or t.shape[1] != seq or t.shape[2] != width:
-            raise ValueError(f"{name} must be [1 or {batch}, {seq}, {width}] (cos and sin alike), got {list(t.shape)}")
+    if cos.dim() != 3 or cos.shape[0] not in (1, batch) or cos.shape[1] != seq:
+        raise ValueError(f"cos must be [1 or {batch}, {seq}, {rotary_dim}], got {list(cos.shape)}")
+    if sin.shape != cos.shape:
+        raise ValueError(f"sin must have cos's shape {list(cos.shape)}, got {list(sin.shape)}")
     if width not in (rotary_dim, rotary_dim // 2):
         raise ValueError(f"cos must be {rotary_dim} or {rotary_dim // 2} wide (rotary_dim={rotary_dim}), got {width}")
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 GIGA = 1e9
+ROW = "{:26} {:13} {:19} {:>5} {:>6} {:>6} {:>5} {:>5} {:>8} {:>8}"
 
 
 class Card(NamedTuple):
@@ -102,9 +103,10 @@ def bytes_per_token(launch) -> float:
 def compile_launch(launch, arch: str):
     """The kernel of a launch compiled for `arch`, such as "sm_86". Needs no GPU."""
     import triton
-    from rosa_kernels.rope_roae_triton import NUM_WARPS
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    from rosa_kernels.rope_roae_triton import NUM_WARPS
 
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(launch.kernel.params):
@@ -184,16 +186,18 @@ def main(archs: Sequence[str]) -> None:
         # The interpreter replaces the compiler for the whole process, so a fresh one does the work.
         subprocess.run([sys.executable, "-m", "rosa_kernels.offline", *archs], check=True)
         return
-    print(f"{'kernel':26} {'shape':13} {'card':20} {'regs':>4} {'spills':>6} {'shared':>6} {'load':>5} {'store':>5} "
-          f"{'B/token':>8} {'ns/token':>8}")  # fmt: skip
+    print(ROW.format("kernel", "shape", "card", "regs", "spills", "shared", "load", "store", "B/token", "ns/token"))
     for shape in SHAPES:
         for arch in archs:
             for r in report(shape, arch):
-                print(f"{r.kernel:26} {r.shape:13} {arch + ' ' + CARDS[arch].name:20} {r.registers:4} {r.spill_bytes:6} "
-                      f"{r.shared_bytes:6} {r.widest_load:5} {r.widest_store:5} {r.bytes_per_token:8.0f} "
-                      f"{r.nanoseconds_per_token:8.2f}")  # fmt: skip
-    print("spills and shared memory in bytes (a thread, a program); widest global load and store in bits; time a token at "
-          "the card's datasheet bandwidth, the floor of the kernel's time. Compiled here, not run.")  # fmt: skip
+                numbers = (r.registers, r.spill_bytes, r.shared_bytes, r.widest_load, r.widest_store)
+                per_token = (f"{r.bytes_per_token:.0f}", f"{r.nanoseconds_per_token:.2f}")
+                print(ROW.format(r.kernel, r.shape, f"{arch} {CARDS[arch].name}", *numbers, *per_token))
+    print(
+        "registers and spilled bytes a thread, shared memory a program in bytes; widest global load and store in bits;\n"
+        "bytes moved for a token in bfloat16, and their time at the card's datasheet bandwidth: the floor of the "
+        "kernel's time.\nCompiled here, not run."
+    )
 
 
 if __name__ == "__main__":

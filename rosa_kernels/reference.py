@@ -46,7 +46,8 @@ def half_width(t: Tensor, rotary_dim: int, interleaved: bool) -> Tensor:
 
 
 def _enhance(x: Tensor, cos: Tensor, sin: Tensor, s: Tensor, alpha: float, interleaved: bool, compute) -> Tensor:
-    """RoPE of x, and Eq. 4 on the low-frequency pairs. x `[b, h, l, head_dim]`, s `[b, h, l, d_low]`, real then imag."""
+    """RoPE of x, and Eq. 4 on the low-frequency pairs. x `[b, h, l, head_dim]`, s `[b, h, l, d_low]`, real then
+    imag."""
     pairs, n = cos.shape[-1], s.shape[-1] // 2
     rotary, rest = x.to(compute).split((2 * pairs, x.shape[-1] - 2 * pairs), dim=-1)
     re, im = rotary.unflatten(-1, (pairs, 2)).unbind(-1) if interleaved else rotary.chunk(2, dim=-1)

@@ -35,7 +35,13 @@ def _row_pointers(x, i_b, i_l, i_h, stride_b, stride_h, stride_l):
 
 @triton.jit
 def _load_pairs(
-    p_row, stride_d, m_t, PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_PAIRS: tl.constexpr, COMPUTE: tl.constexpr
+    p_row,
+    stride_d,
+    m_t,
+    PAIRS: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    BLOCK_PAIRS: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):
     """Real and imaginary parts of all pairs, `[BLOCK_T, BLOCK_PAIRS]` each."""
     if INTERLEAVED:
@@ -95,9 +101,7 @@ def _load_low(
 
 
 @triton.jit
-def _store_low(
-    p_row, b_re, b_im, m_t, PAIRS: tl.constexpr, LOW_PAIRS: tl.constexpr, BLOCK_PAIRS: tl.constexpr
-):
+def _store_low(p_row, b_re, b_im, m_t, PAIRS: tl.constexpr, LOW_PAIRS: tl.constexpr, BLOCK_PAIRS: tl.constexpr):
     p_re, p_im, m_low = _low_pairs(p_row, m_t, PAIRS, LOW_PAIRS, BLOCK_PAIRS)
     tl.store(p_re, b_re.to(p_row.dtype.element_ty), mask=m_low)
     tl.store(p_im, b_im.to(p_row.dtype.element_ty), mask=m_low)
@@ -314,7 +318,9 @@ def forward_launch(
     arguments = dict(q=q, k=k, q_out=q_out, k_out=k_out, low=low, STORE_LOW=store_low, **shape)
     for name in ("q", "k", "q_out", "k_out"):
         arguments |= _strides(name, arguments[name])
-    return Launch(rope_roae_forward_kernel, _programs(arguments, q.shape[1] + k.shape[1]), arguments, (q_out, k_out, low))
+    return Launch(
+        rope_roae_forward_kernel, _programs(arguments, q.shape[1] + k.shape[1]), arguments, (q_out, k_out, low)
+    )
 
 
 def backward_launch(
