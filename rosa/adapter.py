@@ -39,9 +39,10 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
     Raises:
         ValueError: the model is not patched, or stands on the meta device.
     """
-    tensors = {name: p.detach().cpu().contiguous() for name, p in adapter_parameters(model).items()}
-    if any(p.is_meta for p in adapter_parameters(model).values()):
+    parameters = adapter_parameters(model)
+    if any(p.is_meta for p in parameters.values()):
         raise ValueError("this model is on the meta device: its adapter has no values to save")
+    tensors = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
     description = json.dumps(
         {
             "adapter_type": "rosa",

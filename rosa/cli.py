@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 PACKAGES = ("torch", "triton", "transformers", "peft", "accelerate")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -83,7 +84,7 @@ def _generate(argv: list[str]) -> None:
     text.add_argument("--prompt", help="the text to continue, verbatim")
     parser.add_argument("--input", default="", help="further context for --instruction")
     parser.add_argument("--max-new-tokens", "--max_new_tokens", type=int, default=256, help="default: %(default)s")
-    parser.add_argument("--dtype", default="auto", help="dtype of the model; default: as it was saved")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype of the model; default: as it was saved")
     args = parser.parse_args(argv)
     if args.input and args.prompt is not None:
         parser.error("argument --input: not allowed with argument --prompt")

@@ -84,7 +84,7 @@ def probe_layout(attention: nn.Module, head_dim: int, rotary_dim: int) -> Rotary
                 return layout
     raise UnsupportedModelError(
         f"{type(attention).__name__} of {type(attention).__module__}: its apply_rotary_pos_emb fits no known layout "
-        f"for {rotary_dim} rotary elements of a head of {head_dim} (pairs i, i + R/2 or 2i, 2i + 1; cos full or half width)"
+        f"for {rotary_dim} rotary elements of a head of {head_dim} (pairs i, i + R/2 or 2i, 2i + 1)"
     )
 
 

@@ -267,8 +267,7 @@ def _layers(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[_Layer]:
         norms = tuple(getattr(norm, "weight", None) for norm in (layer.attention_norm, layer.mlp_norm))
         if any(weight is None for weight in norms):
             raise UnsupportedModelError(
-                f"{layer.name} of {type(model).__name__} has norms without weights, but layers are ranked by the gradients "
-                "of these"
+                f"{layer.name} of {type(model).__name__} has norms without weights: there is nothing to rank layers by"
             )
         if parameters:
             layers.append(_Layer(index, parameters, norms))

@@ -1,0 +1,197 @@
+"""Adapters on disk: what is saved comes back, what does not fit is refused, and a killed process leaves no half."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import rosa
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+@pytest.fixture
+def saved(make_patched, tmp_path):
+    """A patched model and the folder that its adapter was saved in."""
+    model = make_patched().eval()
+    rosa.save_adapter(model, tmp_path / "out")
+    return model, tmp_path / "out"
+
+
+def edit(folder, change):
+    """Rewrites a saved adapter's description, in both places, and its tensors."""
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        description = json.loads(file.metadata()["adapter_config"])
+    tensors = load_file(folder / WEIGHTS)
+    change(description, tensors)
+    text = json.dumps(description)
+    (folder / CONFIG).write_text(text)
+    save_file(tensors, folder / WEIGHTS, metadata={"adapter_config": text})
+
+
+def unchanged_after(model, error, message, source):
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    patched = rosa.is_patched(model)
+    with pytest.raises(error, match=message):
+        rosa.load_adapter(model, source)
+    after = dict(model.named_parameters())
+    return (
+        rosa.is_patched(model) == patched
+        and before.keys() == after.keys()
+        and all(torch.equal(before[n], after[n]) for n in before)
+    )
+
+
+def test_a_fresh_model_with_the_adapter_is_the_model_that_was_saved(family, make_model, make_patched, batch, tmp_path):
+    model = make_patched(family, config=rosa.RosaConfig(rank=4, r_low=0.5, alpha=0.3)).eval()
+    rosa.save_adapter(model, tmp_path)
+    fresh = make_model(family).eval()
+    assert rosa.load_adapter(fresh, tmp_path) is fresh
+    assert torch.equal(fresh(**batch).logits, model(**batch).logits)
+    assert rosa.count_parameters(fresh) == rosa.count_parameters(model)
+
+
+def test_the_folder_holds_the_roae_weights_the_norms_and_a_readable_description(saved):
+    model, folder = saved
+    assert sorted(os.listdir(folder)) == [CONFIG, WEIGHTS]
+    names = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert set(load_file(folder / WEIGHTS)) == names and len(names) == 4 * 6
+    description = json.loads((folder / CONFIG).read_text())
+    assert description["format_version"] == 1 and description["config"]["rank"] == 4
+    assert description["base"] == {
+        "model_type": "qwen2", "layers": 4, "hidden_size": 32, "heads": 4, "key_heads": 2, "head_dim": 16,
+        "rotary_dim": 16, "interleaved": False,
+    }  # fmt: skip
+
+
+def test_frozen_norms_and_some_layers(make_model, make_patched, batch, tmp_path):
+    model = make_patched(config=rosa.RosaConfig(rank=4, train_norms=False, layers=(0, 2))).eval()
+    rosa.save_adapter(model, tmp_path)
+    assert len(load_file(tmp_path / WEIGHTS)) == 2 * 4
+    assert torch.equal(rosa.load_adapter(make_model().eval(), tmp_path)(**batch).logits, model(**batch).logits)
+
+
+def test_saving_while_layer_selection_has_layers_frozen_saves_all(make_patched, batch, tmp_path):
+    model = make_patched().train()
+    adamw = torch.optim.AdamW(rosa.trainable_parameters(model))
+    optimizer = rosa.DynamicLayerSelection(adamw, model, interval=2, k_ratio=0.25)
+    for _ in range(2):
+        model(**batch).loss.backward()
+        optimizer.step()
+    rosa.save_adapter(model, tmp_path)
+    assert len(load_file(tmp_path / WEIGHTS)) == 4 * 6
+
+
+def test_loading_into_a_patched_model(saved, make_patched, batch):
+    model, folder = saved
+    other = make_patched().eval()
+    with torch.no_grad():
+        other.model.layers[0].self_attn.roae.up.zero_()
+    assert torch.equal(rosa.load_adapter(other, folder)(**batch).logits, model(**batch).logits)
+    third = make_patched(config=rosa.RosaConfig(rank=8))
+    assert unchanged_after(third, ValueError, r"patched with RosaConfig.*rank=8.*has RosaConfig.*rank=4", folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(num_hidden_layers=3), "another base: layers is 3 in this Qwen2ForCausalLM, 4 in"),
+        (dict(hidden_size=16), "another base: hidden_size is 16"),
+        (dict(num_attention_heads=8), "another base: heads is 8"),
+        (dict(num_key_value_heads=4), "another base: key_heads is 4"),
+        (dict(head_dim=32), "another base: head_dim is 32"),
+        (dict(family="llama"), "another base: model_type is llama in this LlamaForCausalLM, qwen2 in"),
+    ],
+)
+def test_an_adapter_of_another_base_is_refused_by_name(saved, make_model, changes, message):
+    assert unchanged_after(make_model(**changes), rosa.AdapterError, message, saved[1])
+
+
+def test_missing_truncated_and_foreign_files(saved, make_model, tmp_path):
+    folder, fresh = saved[1], make_model()
+    assert unchanged_after(fresh, FileNotFoundError, "there is no adapter folder .*nowhere", tmp_path / "nowhere")
+    assert unchanged_after(fresh, FileNotFoundError, "me/nothing is neither a folder here nor", "me/nothing")
+    whole = (folder / WEIGHTS).read_bytes()
+    for length in (0, 7, 100, len(whole) // 2, len(whole) - 1):
+        (folder / WEIGHTS).write_bytes(whole[:length])
+        assert unchanged_after(fresh, rosa.AdapterError, "is truncated or no safetensors file", folder)
+    (folder / WEIGHTS).unlink()
+    assert unchanged_after(fresh, FileNotFoundError, f"no complete adapter: {WEIGHTS} is missing", folder)
+    save_file({"a": torch.zeros(1)}, folder / WEIGHTS)
+    assert unchanged_after(fresh, rosa.AdapterError, "carries no RoSA configuration", folder)
+    (folder / CONFIG).unlink()
+    assert unchanged_after(fresh, FileNotFoundError, f"{CONFIG} is missing", folder)
+
+
+def test_an_unknown_format_version_and_an_unusable_configuration(saved, make_model):
+    folder, fresh = saved[1], make_model()
+    edit(folder, lambda description, _: description.update(format_version=2))
+    assert unchanged_after(fresh, rosa.AdapterError, "format version 2, this RoSA reads 1", folder)
+    edit(folder, lambda description, _: description.update(format_version=1, config={"rank": 4, "beta": 1}))
+    assert unchanged_after(fresh, rosa.AdapterError, "unusable configuration.*beta", folder)
+
+
+def test_weights_that_do_not_fit_the_configuration(saved, make_model):
+    folder, fresh = saved[1], make_model()
+    name = "model.layers.0.self_attn.roae.up"
+    edit(folder, lambda _, tensors: tensors.update({name: torch.zeros(3, 3)}))
+    assert unchanged_after(fresh, rosa.AdapterError, rf"{name} is \[3, 3\], expected \[16, 4\]", folder)
+    edit(folder, lambda _, tensors: tensors.pop(name))
+    assert unchanged_after(fresh, rosa.AdapterError, f"{name} is missing", folder)
+
+
+def test_a_description_edited_by_hand_is_warned_of_and_not_used(saved, make_model):
+    model, folder = saved
+    (folder / CONFIG).write_text((folder / CONFIG).read_text().replace('"alpha": 0.1', '"alpha": 0.9'))
+    with pytest.warns(UserWarning, match="differs from the configuration stored with the weights"):
+        fresh = rosa.load_adapter(make_model(), folder)
+    assert fresh.model.layers[0].self_attn.roae.alpha == 0.1
+
+
+def test_saving_what_is_not_patched_or_has_no_values(make_model, tmp_path):
+    with pytest.raises(ValueError, match="is not patched"):
+        rosa.save_adapter(make_model(), tmp_path / "out")
+    with pytest.raises(ValueError, match="meta device"):
+        rosa.save_adapter(rosa.patch(make_model().to("meta")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+SAVE_FOR_EVER = """
+import sys, torch
+from transformers import AutoModelForCausalLM, Qwen2Config
+import rosa
+model = AutoModelForCausalLM.from_config(Qwen2Config(vocab_size=96, hidden_size=64, intermediate_size=48,
+    num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=16))
+rosa.patch(model)
+value = 0.0
+while True:
+    value += 1
+    with torch.no_grad():
+        for p in rosa.trainable_parameters(model):
+            p.fill_(value)
+    rosa.save_adapter(model, sys.argv[1])
+    print(value, flush=True)
+"""
+
+
+def test_a_process_killed_while_it_saves_leaves_a_whole_adapter(make_model, tmp_path):
+    delays = random.Random(0)
+    for _ in range(5):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVE_FOR_EVER, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        process.stdout.readline()
+        time.sleep(delays.uniform(0.0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        values = {t.unique().numel() == 1 and t.flatten()[0].item() for t in load_file(tmp_path / WEIGHTS).values()}
+        assert len(values) == 1 and False not in values  # one save's values in every tensor
+        rosa.load_adapter(make_model(hidden_size=64), tmp_path)

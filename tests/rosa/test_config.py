@@ -1,0 +1,52 @@
+"""RosaConfig: the paper's defaults, and every field refused by name where it does not fit."""
+
+import pytest
+
+from rosa import RosaConfig
+
+
+def test_defaults_are_the_papers():
+    config = RosaConfig()
+    assert (config.r_low, config.alpha, config.rank, config.train_norms) == (0.25, 0.1, 128, True)
+    assert (config.layers, config.adapter_dtype) == (None, "float32")
+
+
+@pytest.mark.parametrize(
+    ("rotary_dim", "r_low", "pairs"), [(128, 0.25, 16), (256, 0.25, 32), (80, 0.25, 10), (64, 1.0, 32), (200, 0.29, 29)]
+)
+def test_low_pairs(rotary_dim, r_low, pairs):
+    assert RosaConfig(r_low=r_low).low_pairs(rotary_dim) == pairs
+
+
+def test_layers_are_sorted():
+    assert RosaConfig(layers=[3, 1]).layers == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        (dict(r_low=0), ValueError, r"r_low must lie in \(0, 1\], got 0"),
+        (dict(r_low=1.1), ValueError, r"r_low must lie in \(0, 1\], got 1.1"),
+        (dict(r_low=float("nan")), ValueError, "r_low must lie"),
+        (dict(r_low="a quarter"), TypeError, "r_low must be a number, got 'a quarter'"),
+        (dict(alpha=float("inf")), ValueError, "alpha must be finite, got inf"),
+        (dict(alpha=None), TypeError, "alpha must be a number, got None"),
+        (dict(rank=0), ValueError, "rank must be at least 1, got 0"),
+        (dict(rank=8.0), TypeError, "rank must be an int, got 8.0"),
+        (dict(train_norms="no"), TypeError, "train_norms must be a bool, got 'no'"),
+        (dict(adapter_dtype="int8"), ValueError, "adapter_dtype must be one of float32, .*, got 'int8'"),
+        (dict(layers=()), ValueError, "layers is empty"),
+        (dict(layers=3), TypeError, "layers must be a sequence of layer indices or None, got 3"),
+        (dict(layers=(0.5,)), TypeError, "layers must hold ints"),
+        (dict(layers=(1, 1)), ValueError, "layers must be distinct indices from 0"),
+        (dict(layers=(-1,)), ValueError, "layers must be distinct indices from 0"),
+    ],
+)
+def test_bad_fields_are_named(fields, error, message):
+    with pytest.raises(error, match=message):
+        RosaConfig(**fields)
+
+
+def test_r_low_that_leaves_no_pair_is_refused():
+    with pytest.raises(ValueError, match=r"r_low=0.1 leaves no pair of 16 rotary elements a head.*0.125"):
+        RosaConfig(r_low=0.1).low_pairs(16)

@@ -1,0 +1,219 @@
+"""patch and unpatch: what they add, what they count, what they refuse, and that nothing is left behind."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    Qwen2Config,
+)
+
+import rosa
+from rosa.decoder import rotary_globals
+
+
+def fingerprint(model):
+    """All that patch may change: parameters, flags, modules and hooks, and the class's rotary function apart."""
+    return (
+        {name: (p.detach().clone(), p.requires_grad, p.dtype) for name, p in model.named_parameters()},
+        [name for name, _ in model.named_modules()],
+        {name: (len(m._forward_pre_hooks), len(m._forward_hooks)) for name, m in model.named_modules()},
+        sorted(model.__dict__),
+    )
+
+
+def same(a, b):
+    values = all(torch.equal(a[0][n][0], b[0][n][0]) and a[0][n][1:] == b[0][n][1:] for n in a[0])
+    return a[0].keys() == b[0].keys() and values and a[1:] == b[1:]
+
+
+# The paper's Table 1, from the models' own configurations.
+PAPER = [
+    (Qwen2Config, 0.261, dict(vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28,
+     num_attention_heads=28, num_key_value_heads=4, tie_word_embeddings=False)),
+    (LlamaConfig, 0.329, dict(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+     num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=False)),
+    (Gemma2Config, 0.363, dict(vocab_size=256000, hidden_size=3584, intermediate_size=14336, num_hidden_layers=42,
+     num_attention_heads=16, num_key_value_heads=8, head_dim=256, tie_word_embeddings=True)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "percent", "sizes"), PAPER, ids=["Qwen2.5-7B", "Llama-3.1-8B", "Gemma-2-9B"])
+def test_trainable_parameters_are_those_of_the_papers_table_1(config, percent, sizes):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config(**sizes))
+    base = sum(p.numel() for p in model.parameters())
+    rosa.patch(model)
+    trainable, total, measured = rosa.count_parameters(model)
+    assert round(measured, 3) == percent
+    roae = sum(p.numel() for n, p in model.named_parameters() if ".roae." in n)
+    assert total == base + roae and trainable == sum(p.numel() for p in rosa.trainable_parameters(model))
+    assert all(p.is_meta for p in model.parameters())
+
+
+def test_what_is_added_and_what_trains(family, make_model):
+    model = rosa.patch(make_model(family), rosa.RosaConfig(rank=8, r_low=0.5))
+    roae = model.model.layers[2].self_attn.roae
+    # n = 16 * 0.5 / 2 = 4, d_low = 8
+    assert {name: tuple(p.shape) for name, p in roae.named_parameters()} == {
+        "down": (8, 32), "up": (4 * 8, 8), "gqa_down": (8, 4 * 8), "gqa_up": (2 * 8, 8),
+    }  # fmt: skip
+    assert not roae.up.any() and roae.down.any() and roae.gqa_down.any() and roae.gqa_up.any()
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    norms = 4 if family == "gemma2" else 2
+    assert len(trained) == 4 * (4 + norms)
+    assert all(".roae." in n or ("norm" in n and "self_attn" not in n and "layers." in n) for n in trained)
+    assert rosa.is_patched(model) and not rosa.is_patched(make_model(family))
+
+
+def test_options_of_the_configuration(make_model):
+    config = rosa.RosaConfig(rank=4, train_norms=False, layers=(1, 3), adapter_dtype="bfloat16")
+    model = rosa.patch(make_model(num_key_value_heads=4), config)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert set(trained) == {f"model.layers.{i}.self_attn.roae.{w}" for i in (1, 3) for w in ("down", "up")}
+    assert all(p.dtype == torch.bfloat16 for p in trained.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_adapters_stay_in_their_own_dtype_and_the_output_in_the_models(make_patched, batch, dtype):
+    model = make_patched(dtype=dtype).train()
+    output = model(**batch)
+    assert output.logits.dtype == dtype
+    output.loss.backward()
+    assert all(p.dtype == torch.float32 and p.grad is not None for n, p in model.named_parameters() if ".roae." in n)
+
+
+def test_unpatch_restores_the_model_exactly(family, make_model, stir, batch):
+    model = make_model(family)
+    model.lm_head.weight.requires_grad_(False)
+    before, logits = fingerprint(model), model(**batch).logits
+    rosa.patch(model, rosa.RosaConfig(rank=4))
+    stir(model)
+    model(**batch).loss.backward()
+    assert not torch.equal(model(**batch).logits, logits)
+    assert rosa.unpatch(model) is model
+    assert same(fingerprint(model), before) and torch.equal(model(**batch).logits, logits)
+    assert all(p.grad is None for p in model.parameters())
+    rosa.unpatch(rosa.patch(model))
+    assert same(fingerprint(model), before)
+
+
+def test_other_models_of_the_family_are_untouched(make_model, make_patched, batch):
+    other = make_model().eval()
+    before = other(**batch).logits
+    patched = make_patched().eval()
+    assert torch.equal(other(**batch).logits, before)
+    assert not torch.equal(patched(**batch).logits, before)
+
+
+def test_a_deep_copy_is_a_model_of_its_own(make_patched, batch):
+    model = make_patched().eval()
+    twin = copy.deepcopy(model)
+    logits = model(**batch).logits
+    assert torch.equal(twin(**batch).logits, logits)
+    with torch.no_grad():
+        twin.model.layers[0].self_attn.roae.up.zero_()
+    assert torch.equal(model(**batch).logits, logits) and not torch.equal(twin(**batch).logits, logits)
+    rosa.unpatch(twin)
+    assert rosa.is_patched(model) and torch.equal(model(**batch).logits, logits)
+
+
+def test_a_model_spread_over_devices_gets_each_adapter_beside_its_attention(make_model):
+    model = make_model()
+    model.model.layers[2:].to("meta")  # a second device that every machine has
+    rosa.patch(model, rosa.RosaConfig(rank=4))
+    devices = [layer.self_attn.roae.down.device.type for layer in model.model.layers]
+    assert devices == ["cpu", "cpu", "meta", "meta"]
+
+
+def test_the_embeddings_output_requires_gradients_for_reentrant_checkpoints_only(make_patched, batch):
+    model = make_patched().train()
+    seen = []
+    model.model.embed_tokens.register_forward_hook(lambda m, a, output: seen.append(output.requires_grad))
+    model(**batch)
+    for reentrant in (True, False):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        model(**batch)
+    assert seen == [False, True, False]
+
+
+def test_printed_counts(make_patched, capsys):
+    model = make_patched()
+    rosa.print_trainable_parameters(model)
+    trainable, total, percent = rosa.count_parameters(model)
+    assert capsys.readouterr().out == (
+        f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {percent:.4f}\n"
+    )
+
+
+TINY = dict(vocab_size=50, n_embd=16, n_layer=1, n_head=2)
+OTHERS = [
+    (GPT2LMHeadModel, GPT2Config(**TINY)),
+    (BloomForCausalLM, BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2)),
+    (
+        BertModel,
+        BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16),
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "config"), OTHERS, ids=lambda v: getattr(v, "__name__", ""))
+def test_models_without_rotary_attention_are_refused(kind, config):
+    model = kind(config)
+    before = fingerprint(model)
+    with pytest.raises(rosa.UnsupportedModelError, match=f"{kind.__name__} has no rotary attention"):
+        rosa.patch(model)
+    assert same(fingerprint(model), before)
+
+
+def test_an_unknown_rotary_function_is_refused(make_model, monkeypatch):
+    model = make_model()
+    before = fingerprint(model)
+    functions = rotary_globals(model.model.layers[0].self_attn)
+    original = functions["apply_rotary_pos_emb"]
+
+    @functools.wraps(original)
+    def opposite_sign(q, k, cos, sin, *args):
+        return original(q, k, cos, -sin, *args)
+
+    monkeypatch.setitem(functions, "apply_rotary_pos_emb", opposite_sign)
+    with pytest.raises(rosa.UnsupportedModelError, match=r"Qwen2Attention of .*fits no known layout for 16 rotary"):
+        rosa.patch(model)
+    assert same(fingerprint(model), before)
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        (rosa.RosaConfig(r_low=0.05), ValueError, "r_low=0.05 leaves no pair of 16 rotary elements"),
+        (rosa.RosaConfig(layers=(1, 4)), ValueError, "layers names layer 4, but Qwen2ForCausalLM has 4"),
+        ({"r_low": 0.5}, TypeError, "config must be a rosa.RosaConfig, got dict"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_changes_nothing(make_model, config, error, message):
+    model = make_model()
+    before = fingerprint(model)
+    with pytest.raises(error, match=message):
+        rosa.patch(model, config)
+    assert same(fingerprint(model), before)
+
+
+def test_patching_twice_and_unpatching_what_is_not_patched(make_model):
+    model = make_model()
+    with pytest.raises(ValueError, match="Qwen2ForCausalLM is not patched; call rosa.patch"):
+        rosa.unpatch(model)
+    rosa.patch(model, rosa.RosaConfig(rank=4))
+    before = fingerprint(model)
+    with pytest.raises(ValueError, match="patched already; call rosa.unpatch"):
+        rosa.patch(model)
+    assert same(fingerprint(model), before)

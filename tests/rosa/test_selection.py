@@ -1,0 +1,384 @@
+"""DynamicLayerSelection: the two modes, the sequence of selections, and everyone who takes it for an optimizer."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import rosa
+from rosa import DynamicLayerSelection
+
+
+def wrap(model, *, kind=torch.optim.AdamW, lr=1e-2, **options):
+    optimizer = kind(rosa.trainable_parameters(model), lr=lr, weight_decay=0.1)
+    return DynamicLayerSelection(optimizer, model, **{"interval": 5} | options)
+
+
+def backward(model, batch, scale=1.0):
+    (model(**batch).loss * scale).backward()
+
+
+def train(model, optimizer, batch, steps, clip=None):
+    for _ in range(steps):
+        backward(model, batch)
+        if clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def values(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def equal(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("clip", [None, 0.05], ids=["plain", "clipped"])
+def test_mask_and_skip_take_bitwise_the_same_course(make_patched, batch, kind, clip):
+    ends = {}
+    for mode in ("mask", "skip"):
+        model = make_patched(hidden_size=16, num_hidden_layers=6).train()
+        optimizer = wrap(model, kind=kind, mode=mode, interval=7, warmup_steps=10)
+        train(model, optimizer, batch, 200, clip)
+        ends[mode] = values(model), optimizer.history
+    assert equal(ends["mask"][0], ends["skip"][0])
+    assert ends["mask"][1] == ends["skip"][1] and len(ends["mask"][1]) == 27
+    assert not equal(ends["mask"][0], values(make_patched(hidden_size=16, num_hidden_layers=6)))
+
+
+@pytest.mark.parametrize("mode", ["mask", "skip"])
+def test_layers_outside_the_selection_do_not_move_and_count_no_step(make_patched, batch, mode):
+    model = make_patched().train()
+    optimizer = wrap(model, mode=mode, k_ratio=0.25)
+    assert optimizer.selected_layers == (0, 1, 2, 3)  # before the first selection all layers train
+    train(model, optimizer, batch, 4)
+    before = values(model)
+    steps_before = {p: s["step"].item() for p, s in optimizer.state.items()}
+    train(model, optimizer, batch, 5)  # selects at step 5, which is masked already, and holds to step 9
+    (chosen,) = optimizer.selected_layers
+    for name, parameter in model.named_parameters():
+        if parameter in optimizer.state:
+            moved = f"layers.{chosen}." in name
+            assert torch.equal(parameter, before[name]) != moved
+            assert optimizer.state[parameter]["step"].item() - steps_before[parameter] == (5 if moved else 0)
+        else:
+            assert torch.equal(parameter, before[name])
+
+
+def test_skip_freezes_until_the_step_before_the_next_selection(make_patched, batch):
+    model = make_patched().train()
+    optimizer = wrap(model, k_ratio=0.5, interval=3)
+    trains = []
+    for _ in range(7):
+        trains.append([layer.self_attn.roae.up.requires_grad for layer in model.model.layers])
+        train(model, optimizer, batch, 1)
+    everyone = [True] * 4
+    assert [t == everyone for t in trains] == [True, True, True, False, False, True, False]
+    assert sum(trains[3]) == 2
+    optimizer.unfreeze()
+    assert all(layer.self_attn.roae.up.requires_grad for layer in model.model.layers)
+    assert len(rosa.trainable_parameters(model)) == 4 * 6
+
+
+class Fixed(torch.nn.Module):
+    """A decoder of five layers that are nothing but their two norms, whose gradients the test sets."""
+
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.input_layernorm = torch.nn.LayerNorm(2, bias=False)
+            self.post_attention_layernorm = torch.nn.LayerNorm(2, bias=False)
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(self.Layer() for _ in range(5))
+
+    def set_gradients(self, attention, mlp):
+        for layer, a, m in zip(self.layers, attention, mlp, strict=True):
+            layer.input_layernorm.weight.grad = torch.tensor([a, 0.0])
+            layer.post_attention_layernorm.weight.grad = torch.tensor([0.0, m])
+
+
+def fixed(**options):
+    model = Fixed()
+    return model, DynamicLayerSelection(torch.optim.SGD(model.parameters(), lr=0.1), model, **options)
+
+
+def test_scores_are_equation_5_and_the_top_k_are_chosen():
+    model, optimizer = fixed(interval=1, p_exploit=1.0, k_ratio=0.4)
+    model.set_gradients([3.0, 0.0, 6.0, 1.0, 0.0], [4.0, 2.0, 8.0, 0.0, 0.5])
+    optimizer.step()
+    assert optimizer.scores == (5.0, 2.0, 10.0, 1.0, 0.5)
+    assert optimizer.selected_layers == (0, 2)
+    model.set_gradients([1.0] * 5, [1.0] * 5)
+    optimizer.step()
+    assert optimizer.selected_layers == (0, 1)  # of equal scores the lower layer
+
+
+def test_the_sequence_of_a_known_seed_and_known_scores():
+    def sequence(seed):
+        model, optimizer = fixed(interval=2, warmup_steps=3, p_exploit=0.5, k_ratio=0.4, seed=seed)
+        for step in range(1, 17):
+            model.set_gradients([1.0, 2.0, 3.0, 4.0, 5.0], [float(step)] * 5)
+            optimizer.step()
+        return [(s.step, s.layers, s.exploited) for s in optimizer.history]
+
+    assert sequence(2333) == [
+        (4, (1, 4), False),
+        (6, (0, 3), False),
+        (8, (3, 4), True),
+        (10, (3, 4), True),
+        (12, (1, 3), False),
+        (14, (3, 4), True),
+        (16, (3, 4), False),
+    ]
+    assert sequence(2333) != sequence(2334)
+
+
+@pytest.mark.parametrize("p_exploit", [0.0, 0.3, 0.8, 1.0])
+def test_frequency_of_exploitation(p_exploit):
+    model, optimizer = fixed(interval=1, p_exploit=p_exploit, k_ratio=0.2)
+    chosen = torch.zeros(5)
+    for _ in range(1000):
+        model.set_gradients([0.0, 0.0, 0.0, 0.0, 1.0], [0.0] * 5)
+        optimizer.step()
+        chosen[optimizer.selected_layers[0]] += 1
+    exploited = sum(s.exploited for s in optimizer.history)
+    spread = 4 * (1000 * p_exploit * (1 - p_exploit)) ** 0.5
+    assert abs(exploited - 1000 * p_exploit) <= spread
+    # Random choices fall on every layer alike: one in five of them on each.
+    for count in chosen[:4]:
+        assert abs(count - (1000 - exploited) / 5) <= 4 * (1000 * 0.16) ** 0.5
+
+
+@pytest.mark.parametrize(("k_ratio", "k"), [(0.01, 1), (0.4, 2), (0.5, 2), (0.6, 3), (1, 5)])
+def test_k_is_the_floor_and_at_least_one(k_ratio, k):
+    assert fixed(k_ratio=k_ratio)[1].k == k
+
+
+@pytest.mark.parametrize("mode", ["mask", "skip"])
+@pytest.mark.parametrize("stop", [4, 12, 17])
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(make_patched, batch, mode, stop, tmp_path):
+    straight = make_patched().train()
+    whole = wrap(straight, mode=mode)
+    train(straight, whole, batch, 30)
+
+    first = make_patched().train()
+    begun = wrap(first, mode=mode)
+    train(first, begun, batch, stop)
+    torch.save({"model": first.state_dict(), "optimizer": begun.state_dict()}, tmp_path / "checkpoint")
+
+    saved = torch.load(tmp_path / "checkpoint", weights_only=True)
+    second = make_patched().train()
+    second.load_state_dict(saved["model"])
+    resumed = wrap(second, mode=mode, seed=1)
+    resumed.load_state_dict(saved["optimizer"])
+    train(second, resumed, batch, 30 - stop)
+    assert equal(values(straight), values(second)) and resumed.history == whole.history
+
+
+def test_gradient_accumulation_equals_one_large_batch(make_patched, batch):
+    def accumulate(parts):
+        model = make_patched(dtype=torch.float64, config=rosa.RosaConfig(rank=4, adapter_dtype="float64")).train()
+        optimizer = wrap(model, kind=torch.optim.SGD)
+        for _ in range(12):
+            for _ in range(parts):
+                backward(model, batch, 1 / parts)
+            optimizer.step()
+            optimizer.zero_grad()
+        return values(model), optimizer
+
+    (whole, one), (parts, four) = accumulate(1), accumulate(4)
+    assert [s.layers for s in one.history] == [s.layers for s in four.history]
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_grad_scaler(make_patched, batch, fused):
+    ends = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
+        model = make_patched().train()
+        adamw = torch.optim.AdamW(rosa.trainable_parameters(model), lr=1e-2, fused=fused)
+        optimizer = DynamicLayerSelection(adamw, model, interval=3)
+        for _ in range(10):
+            loss = model(**batch).loss
+            if scaler is None:
+                loss.backward()
+                optimizer.step()
+            else:
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+            optimizer.zero_grad()
+        ends.append((values(model), [s.layers for s in optimizer.history]))
+    assert ends[0][1] == ends[1][1]
+    for name in ends[0][0]:
+        torch.testing.assert_close(ends[0][0][name], ends[1][0][name])
+
+
+def test_a_step_that_the_grad_scaler_skips_is_no_step(make_patched, batch):
+    model = make_patched().train()
+    optimizer = wrap(model, interval=1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    scaler.scale(model(**batch).loss).backward()
+    model.model.layers[0].input_layernorm.weight.grad[0] = float("inf")
+    scaler.step(optimizer)
+    scaler.update()
+    assert optimizer.history == [] and optimizer.selected_layers == (0, 1, 2, 3)
+
+
+def test_learning_rate_schedulers(make_patched, batch):
+    model = make_patched().train()
+    optimizer = wrap(model, lr=1.0)
+    assert isinstance(optimizer, torch.optim.Optimizer) and optimizer.param_groups is optimizer.optimizer.param_groups
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    for step in range(3):
+        assert optimizer.param_groups[0]["lr"] == 0.5**step
+        train(model, optimizer, batch, 1)
+        scheduler.step()
+    other = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+    other.step(1.0), other.step(2.0)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5**3 * 0.1)
+
+
+def test_closures_and_step_hooks(make_patched, batch):
+    model = make_patched().train()
+    optimizer = wrap(model)
+    calls = []
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() > optimizer.step(closure).item()
+    assert calls == ["after", "after"]
+
+
+def backward_flops(model, batch):
+    loss = model(**batch).loss
+    with FlopCounterMode(display=False) as counter:
+        loss.backward()
+    model.zero_grad()
+    return counter.get_total_flops()
+
+
+def test_backward_costs_less_the_higher_the_lowest_selected_layer(make_patched, batch):
+    model = make_patched().train()
+    optimizer = wrap(model, k_ratio=0.25, p_exploit=1.0, interval=2)
+    flops = []
+    for wanted in range(4):
+        for step in (1, 2):
+            backward(model, batch)
+            if step == 2:
+                model.model.layers[wanted].input_layernorm.weight.grad += 1e6
+            optimizer.step()
+            optimizer.zero_grad()
+        assert optimizer.selected_layers == (wanted,)
+        flops.append(backward_flops(model, batch))
+        train(model, optimizer, batch, 1)
+        assert backward_flops(model, batch) > flops[0]  # the step before a selection computes every layer's gradients
+        optimizer._steps -= 1  # back to the step after a selection
+    assert flops == sorted(flops, reverse=True) and flops[3] < 0.4 * flops[0]
+
+
+def test_a_lora_model_whose_norms_are_frozen(make_model, batch):
+    model = get_peft_model(make_model(), LoraConfig(r=2, target_modules="all-linear")).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = DynamicLayerSelection(torch.optim.AdamW(parameters, lr=1e-2), model, interval=3, k_ratio=0.25)
+    before = values(model)
+    train(model, optimizer, batch, 7)
+    assert len(optimizer.history) == 2 and all(score > 0 for score in optimizer.scores)
+    after = values(model)
+    assert {n for n in before if not torch.equal(before[n], after[n])} <= {n for n in before if "lora_" in n}
+    norms = [p for n, p in model.named_parameters() if "norm" in n]
+    assert not any(norm.requires_grad for norm in norms)
+    train(model, optimizer, batch, 1)  # the next step selects
+    assert sum(norm.requires_grad for norm in norms) == 2 * 4
+    optimizer.unfreeze()
+    assert not any(p.requires_grad for p in norms) and all(p.requires_grad for p in parameters)
+
+
+def test_a_plain_model(make_model, batch):
+    model = make_model().train()
+    optimizer = DynamicLayerSelection(torch.optim.SGD(model.parameters(), lr=1e-2), model, interval=2, k_ratio=0.5)
+    train(model, optimizer, batch, 2)
+    before = values(model)
+    train(model, optimizer, batch, 1)
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    layers = {int(n.split(".")[2]) for n in moved if ".layers." in n}
+    assert layers == set(optimizer.selected_layers) and {"lm_head.weight", "model.norm.weight"} <= moved
+
+
+def test_gpt2_has_layers_too():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=30, n_embd=16, n_layer=4, n_head=2, n_positions=32))
+    assert DynamicLayerSelection(torch.optim.SGD(model.parameters(), lr=0.1), model).num_layers == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (dict(k_ratio=0), ValueError, r"k_ratio must lie in \(0, 1\], got 0"),
+        (dict(k_ratio=1.5), ValueError, r"k_ratio must lie in \(0, 1\], got 1.5"),
+        (dict(interval=0), ValueError, "interval must be at least 1 step, got 0"),
+        (dict(interval=2.5), TypeError, "interval must be an int, got 2.5"),
+        (dict(warmup_steps=-1), ValueError, "warmup_steps must be at least 0, got -1"),
+        (dict(p_exploit=1.01), ValueError, r"p_exploit must lie in \[0, 1\], got 1.01"),
+        (dict(mode="drop"), ValueError, "mode must be one of skip, mask, got 'drop'"),
+        (dict(seed=None), TypeError, "seed must be an int, got None"),
+    ],
+)
+def test_bad_arguments_are_named_and_nothing_is_frozen(make_patched, options, error, message):
+    model = make_patched()
+    flags = [p.requires_grad for p in model.parameters()]
+    with pytest.raises(error, match=message):
+        wrap(model, **options)
+    assert [p.requires_grad for p in model.parameters()] == flags
+
+
+def test_an_optimizer_of_other_parameters_is_refused(make_patched):
+    model = make_patched()
+    strangers = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(ValueError, match="holds no parameter of the model's decoder layers.*trainable_parameters"):
+        DynamicLayerSelection(strangers, model)
+    with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer, got list"):
+        DynamicLayerSelection(list(model.parameters()), model)
+    with pytest.raises(TypeError, match="DynamicLayerSelection already"):
+        DynamicLayerSelection(wrap(model), model)
+
+
+def test_a_model_without_decoder_layers_is_refused():
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(rosa.UnsupportedModelError, match="Linear has no decoder layers"):
+        DynamicLayerSelection(torch.optim.SGD(model.parameters(), lr=0.1), model)
+
+
+def test_states_that_do_not_fit_are_refused_and_change_nothing(make_patched, batch):
+    model = make_patched().train()
+    optimizer = wrap(model)
+    train(model, optimizer, batch, 6)
+    with pytest.raises(ValueError, match=r"no 'layer_selection'.*load it into `.optimizer`"):
+        optimizer.load_state_dict(optimizer.optimizer.state_dict())
+    with pytest.raises(ValueError, match="selects among 2 layers, the model has 4"):
+        optimizer.load_state_dict(wrap(make_patched(num_hidden_layers=2)).state_dict())
+    assert len(optimizer.history) == 1
+
+
+def test_a_selection_from_broken_or_missing_gradients_changes_nothing(make_patched, batch):
+    model = make_patched().train()
+    optimizer = wrap(model, interval=1)
+    with pytest.raises(RuntimeError, match="step 1 selects layers, but no norm has a gradient"):
+        optimizer.step()
+    backward(model, batch)
+    model.model.layers[2].input_layernorm.weight.grad[0] = float("nan")
+    before = values(model)
+    with pytest.raises(FloatingPointError, match="gradients of layer 2's norms are not finite at step 1"):
+        optimizer.step()
+    assert equal(before, values(model)) and optimizer.history == [] and not optimizer.state
