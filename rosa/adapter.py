@@ -56,7 +56,8 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights, config = folder / WEIGHTS_NAME, folder / CONFIG_NAME
-    save_file(tensors, _temporary(weights), metadata={"format": "pt", "adapter_config": description})
+    # One key of metadata: safetensors writes several in any order, and equal adapters should be equal files.
+    save_file(tensors, _temporary(weights), metadata={"adapter_config": description})
     _temporary(config).write_text(description + "\n", encoding="utf-8")
     for path in (config, weights):  # the weights last: they are what makes it the new adapter
         _replace(path)

@@ -84,6 +84,8 @@ class RosaTrainer(Trainer):
         return loss
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:  # another rank writes
+            return
         output_dir = output_dir or self.args.output_dir
         save_adapter(self.model, output_dir)
         if self.processing_class is not None:
@@ -130,4 +132,6 @@ class _LogSelections(TrainerCallback):
         if selection is not None and selection.history and selection.history[-1].step == state.global_step:
             made = selection.history[-1]
             scores = {f"dls/score/{i}": score for i, score in enumerate(made.scores)}
+            loss_is_due = control.should_log  # which logging would mark as done
             self.trainer.log({"dls/layers": len(made.layers), **scores})
+            control.should_log = loss_is_due

@@ -13,11 +13,15 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 GIGA = 1e9
+FOOTNOTE = """\
+Registers and spilled bytes of a thread, shared memory of a program in bytes, widest global accesses in bits;
+bytes moved for a token in bfloat16, and the time of that at the card's datasheet bandwidth, the kernel's floor.
+Compiled here, not run."""
 ROW = "{:26} {:13} {:19} {:>5} {:>6} {:>6} {:>5} {:>5} {:>8} {:>8}"
 
 
@@ -75,18 +79,18 @@ class Report(NamedTuple):
         return self.bytes_per_token / CARDS[self.arch].bandwidth * 1e9
 
 
-def launches(shape: Shape, tokens: int = 2048, dtype: torch.dtype = torch.bfloat16) -> Iterator:
+def launches(shape: Shape, batch: int = 1, seq: int = 2048, dtype: torch.dtype = torch.bfloat16) -> Iterator:
     """The launches of one training step of one layer, on meta tensors laid out as Hugging Face's models have them."""
     from rosa_kernels.rope_roae_triton import backward_launch, forward_launch
 
     def heads(count):
-        return torch.empty(1, tokens, count, shape.head_dim, dtype=dtype, device="meta").transpose(1, 2)
+        return torch.empty(batch, seq, count, shape.head_dim, dtype=dtype, device="meta").transpose(1, 2)
 
     def signal(count):
-        return torch.empty(1, tokens, count * 2 * shape.low_pairs, dtype=dtype, device="meta")
+        return torch.empty(batch, seq, count * 2 * shape.low_pairs, dtype=dtype, device="meta")
 
     q, k = heads(shape.heads), heads(shape.key_heads)
-    cos = torch.empty(1, tokens, shape.head_dim, dtype=dtype, device="meta")[..., : shape.head_dim // 2]
+    cos = torch.empty(1, seq, shape.head_dim, dtype=dtype, device="meta")[..., : shape.head_dim // 2]
     rotary = (cos, cos, signal(shape.heads), signal(shape.key_heads))
     forward = forward_launch(q, k, *rotary, alpha=0.1, interleaved=False, store_low=True)
     yield forward
@@ -100,14 +104,16 @@ def bytes_per_token(launch) -> float:
     return sum(t.numel() * t.element_size() for t in tensors) / launch.arguments["tokens"]
 
 
-def compile_launch(launch, arch: str):
-    """The kernel of a launch compiled for `arch`, such as "sm_86". Needs no GPU."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+class Specialization(NamedTuple):
+    """What Triton makes a binary for: two launches with equal ones share it."""
 
-    from rosa_kernels.rope_roae_triton import NUM_WARPS
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    attributes: dict[tuple[int], list]
 
+
+def specialize(launch) -> Specialization:
+    """The specialization that Triton's launcher gives a launch: by dtypes, unit strides and alignment."""
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
@@ -118,6 +124,18 @@ def compile_launch(launch, arch: str):
         signature[parameter.name] = POINTERS[value.dtype] if is_tensor else "i32" if abs(value) < 2**31 else "i64"
         if is_tensor or (value % 16 == 0 and not parameter.do_not_specialize):  # torch aligns tensors to 16 bytes
             attributes[(i,)] = [["tt.divisibility", 16]]
+    return Specialization(signature, constants, attributes)
+
+
+def compile_launch(launch, arch: str):
+    """The kernel of a launch compiled for `arch`, such as "sm_86". Needs no GPU."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from rosa_kernels.rope_roae_triton import NUM_WARPS
+
+    signature, constants, attributes = specialize(launch)
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
     return triton.compile(source, target=target, options={"num_warps": NUM_WARPS})
@@ -193,11 +211,7 @@ def main(archs: Sequence[str]) -> None:
                 numbers = (r.registers, r.spill_bytes, r.shared_bytes, r.widest_load, r.widest_store)
                 per_token = (f"{r.bytes_per_token:.0f}", f"{r.nanoseconds_per_token:.2f}")
                 print(ROW.format(r.kernel, r.shape, f"{arch} {CARDS[arch].name}", *numbers, *per_token))
-    print(
-        "registers and spilled bytes a thread, shared memory a program in bytes; widest global load and store in bits;\n"
-        "bytes moved for a token in bfloat16, and their time at the card's datasheet bandwidth: the floor of the "
-        "kernel's time.\nCompiled here, not run."
-    )
+    print(FOOTNOTE)
 
 
 if __name__ == "__main__":

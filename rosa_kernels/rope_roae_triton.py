@@ -378,6 +378,8 @@ def _programs(arguments: dict[str, Any], units: int) -> int:
 
 def _rows(t: Tensor) -> Tensor:
     """`[batch, seq, width]` as `[batch * seq, width]`, a view wherever batch and sequence lie one behind the other."""
+    if t.shape[0] == 1:
+        return t[0]  # keeps the stride even of a single row, which reshape would set anew
     return t.reshape(-1, t.shape[-1])
 
 

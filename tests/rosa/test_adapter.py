@@ -72,6 +72,13 @@ def test_the_folder_holds_the_roae_weights_the_norms_and_a_readable_description(
     }  # fmt: skip
 
 
+def test_equal_adapters_are_equal_files(saved, tmp_path):
+    model, folder = saved
+    for i in range(4):  # with two keys of metadata, safetensors writes them in one order or the other
+        rosa.save_adapter(model, tmp_path / str(i))
+        assert (tmp_path / str(i) / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
+
+
 def test_frozen_norms_and_some_layers(make_model, make_patched, batch, tmp_path):
     model = make_patched(config=rosa.RosaConfig(rank=4, train_norms=False, layers=(0, 2))).eval()
     rosa.save_adapter(model, tmp_path)
@@ -149,7 +156,7 @@ def test_weights_that_do_not_fit_the_configuration(saved, make_model):
 
 
 def test_a_description_edited_by_hand_is_warned_of_and_not_used(saved, make_model):
-    model, folder = saved
+    folder = saved[1]
     (folder / CONFIG).write_text((folder / CONFIG).read_text().replace('"alpha": 0.1', '"alpha": 0.9'))
     with pytest.warns(UserWarning, match="differs from the configuration stored with the weights"):
         fresh = rosa.load_adapter(make_model(), folder)

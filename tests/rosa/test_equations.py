@@ -77,7 +77,7 @@ def patched(request, family, make_patched):
 
 
 def test_logits_and_every_gradient_are_those_of_the_equations(patched, batch):
-    # Padded on the right: in float64 Gemma-2's eager attention, unpatched too, is NaN for a row that may attend to nothing.
+    # Padded on the right: Gemma-2's eager attention in float64 is NaN, unpatched too, where all is masked.
     batch = {name: t.flip(1) for name, t in batch.items()}
     plain, weights = write_equations_into(patched, alpha=0.3)
     plain.train()

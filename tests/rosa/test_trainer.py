@@ -52,6 +52,7 @@ def test_the_loss_falls_and_only_the_adapter_moves(make_trainer):
 def test_selections_are_logged(make_trainer):
     trainer = make_trainer()
     trainer.train()
+    assert [e["step"] for e in trainer.state.log_history if "loss" in e] == list(range(1, 13))
     logged = [entry for entry in trainer.state.log_history if "dls/layers" in entry]
     assert [entry["step"] for entry in logged] == [5, 10] == [s.step for s in trainer.layer_selection.history]
     for entry, selection in zip(logged, trainer.layer_selection.history, strict=True):

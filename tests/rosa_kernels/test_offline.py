@@ -33,6 +33,20 @@ def test_no_spills_and_128_bit_accesses(arch):
         assert int(registers) <= 128, line  # four warps, so that four programs share a multiprocessor's registers
 
 
+SPECIALIZATIONS = """
+from rosa_kernels.offline import SHAPES, Shape, launches, specialize
+for shape in (*SHAPES, Shape("heads of 80", 5, 1, 80, 10)):
+    kinds = [[specialize(launch) for launch in launches(shape, batch, seq)]
+             for batch, seq in ((2, 64), (1, 1), (1, 64), (3, 17), (16, 230), (1, 4097), (1, 131072))]
+    print(all(kind == kinds[0] for kind in kinds))
+"""
+
+
+def test_one_binary_serves_every_batch_and_sequence():
+    done = run("-c", SPECIALIZATIONS)
+    assert done.stdout.split() == ["True"] * 4, done.stderr
+
+
 def test_the_report_is_printed_in_a_process_that_has_the_interpreter_too():
     done = run("-m", "rosa_kernels.offline", "sm_86", TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr

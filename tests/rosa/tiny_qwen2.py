@@ -1,0 +1,45 @@
+"""A Qwen2 small enough to train in a test, and a byte-level BPE tokenizer learnt from the test's own text."""
+
+from collections.abc import Iterable
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+EOS, PAD, BOS = "<|endoftext|>", "<|pad|>", "<|bos|>"
+
+
+def tiny_tokenizer(
+    texts: Iterable[str], *, vocab_size: int = 512, template: str = "$A", pad: bool = True
+) -> PreTrainedTokenizerFast:
+    """`template` says what the tokenizer adds to a text, as "<|bos|> $A" or "$A <|endoftext|>"."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[EOS, PAD, BOS], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    special_ids = [(token, tokenizer.token_to_id(token)) for token in (EOS, BOS)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special_ids)
+    names = {"eos_token": EOS, "bos_token": BOS} | ({"pad_token": PAD} if pad else {})
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def tiny_model(vocab_size: int, *, initializer_range: float = 0.02, seed: int = 0) -> Qwen2ForCausalLM:
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=initializer_range,
+        eos_token_id=0,
+        bos_token_id=None,
+        pad_token_id=None,
+    )
+    return Qwen2ForCausalLM(config)
