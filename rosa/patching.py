@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +70,6 @@ def patch(model: nn.Module, config: RosaConfig | None = None) -> nn.Module:
         weight.requires_grad_(True)
     for _, attention, adapter in adapters:
         record.hooks.append(attach(attention, ADAPTER_NAME, adapter))
-    record.hooks += _serve_reentrant_checkpoints(model, layers[0].module)
     model._rosa = record
     return model
 
@@ -223,19 +221,3 @@ def _layout(model: nn.Module, attention: nn.Module) -> RotaryLayout:
     # R, from the model's own rotary embedding: two elements a frequency.
     sizes = {2 * m.inv_freq.numel() for m in model.modules() if isinstance(getattr(m, "inv_freq", None), Tensor)}
     return probe_layout(attention, attention.head_dim, sizes.pop() if len(sizes) == 1 else attention.head_dim)
-
-
-def _serve_reentrant_checkpoints(model: nn.Module, first_layer: nn.Module) -> list[RemovableHandle]:
-    """Reentrant gradient checkpointing gives parameters a gradient only where an input of the checkpointed layer has
-    one, and behind frozen embeddings none has."""
-    if not hasattr(model, "get_input_embeddings"):
-        return []
-    hook = functools.partial(_require_grad_if_reentrant, first_layer)
-    return [model.get_input_embeddings().register_forward_hook(hook)]
-
-
-def _require_grad_if_reentrant(layer: nn.Module, embeddings: nn.Module, args: tuple, output: Tensor) -> None:
-    checkpoint = getattr(layer, "_gradient_checkpointing_func", None)
-    reentrant = getattr(checkpoint, "keywords", {}).get("use_reentrant", False)
-    if reentrant and layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
-        output.requires_grad_(True)

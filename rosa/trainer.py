@@ -70,6 +70,10 @@ class RosaTrainer(Trainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         super().create_optimizer(*args, **kwargs)
+        if not _has_reentrant_checkpoints(self.model):
+            # With gradient checkpointing, transformers lets the embeddings' output require gradients. Only reentrant
+            # checkpoints need that, and with it backward could not stop at the lowest selected layer.
+            self.model.disable_input_require_grads()
         if self.dls is not None and self.layer_selection is None:
             self.optimizer = self.layer_selection = DynamicLayerSelection(self.optimizer, self.model, **self.dls)
         return self.optimizer
@@ -97,6 +101,11 @@ class RosaTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         load_adapter(self.model, self.state.best_model_checkpoint)
+
+
+def _has_reentrant_checkpoints(model: nn.Module) -> bool:
+    functions = (getattr(module, "_gradient_checkpointing_func", None) for module in model.modules())
+    return any(getattr(function, "keywords", {}).get("use_reentrant", False) for function in functions)
 
 
 def last_checkpoint(folder: str | os.PathLike) -> str | None:

@@ -23,7 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 NUM_WARPS = 4
-TILE = 1024  # values of a tile: 8 a thread, one 128-bit access of a 16-bit type
+TILE_BYTES = 32 * NUM_WARPS * 16  # one 128-bit access a thread
+MAX_BLOCK_T = 64  # of tiny heads: a thread keeps 64-bit offsets for its tokens
 HEADS_PER_PROGRAM = 4
 
 
@@ -357,6 +358,8 @@ def _shape_arguments(q, k, cos, sin, signal, key_signal, alpha: float, interleav
     shared = key_signal is None
     key_signal = signal if shared else _rows(key_signal)
     block_pairs = triton.next_power_of_2(pairs)
+    block_rest = triton.next_power_of_2(max(1, head_dim - 2 * pairs))
+    block_t = TILE_BYTES // q.element_size() // max(block_pairs, block_rest)
     return dict(
         cos=cos, sin=sin, signal=signal, key_signal=key_signal,
         tokens=batch * seq, seq=seq, cos_rows=cos.shape[0],
@@ -366,8 +369,7 @@ def _shape_arguments(q, k, cos, sin, signal, key_signal, alpha: float, interleav
         ALPHA=alpha, INTERLEAVED=interleaved, SHARED=shared,
         HEADS=heads, KEY_HEADS=k.shape[1], HEAD_DIM=head_dim, PAIRS=pairs, LOW_PAIRS=signal.shape[1] // heads // 2,
         HEADS_PER_PROGRAM=min(HEADS_PER_PROGRAM, units),
-        BLOCK_T=max(1, TILE // block_pairs), BLOCK_PAIRS=block_pairs,
-        BLOCK_REST=triton.next_power_of_2(max(1, head_dim - 2 * pairs)),
+        BLOCK_T=min(max(1, block_t), MAX_BLOCK_T), BLOCK_PAIRS=block_pairs, BLOCK_REST=block_rest,
         COMPUTE=tl.float64 if q.dtype == torch.float64 else tl.float32,
     )  # fmt: skip
 

@@ -136,17 +136,6 @@ def test_a_model_spread_over_devices_gets_each_adapter_beside_its_attention(make
     assert devices == ["cpu", "cpu", "meta", "meta"]
 
 
-def test_the_embeddings_output_requires_gradients_for_reentrant_checkpoints_only(make_patched, batch):
-    model = make_patched().train()
-    seen = []
-    model.model.embed_tokens.register_forward_hook(lambda m, a, output: seen.append(output.requires_grad))
-    model(**batch)
-    for reentrant in (True, False):
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
-        model(**batch)
-    assert seen == [False, True, False]
-
-
 def test_printed_counts(make_patched, capsys):
     model = make_patched()
     rosa.print_trainable_parameters(model)

@@ -91,6 +91,19 @@ class After(TrainerCallback):
             self.act(control)
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_trains_the_same_and_backward_stops_early(make_trainer, reentrant):
+    plain = make_trainer("plain")
+    plain.train()
+    options = dict(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    trainer = make_trainer("checkpointed", arguments=options)
+    seen = set()
+    trainer.model.model.layers[0].register_forward_pre_hook(lambda module, args: seen.add(args[0].requires_grad))
+    trainer.train()
+    assert equal(values(plain.model), values(trainer.model))
+    assert seen == {reentrant}  # only reentrant checkpoints need gradients at the lowest layer's input
+
+
 def test_the_best_checkpoint_is_loaded_at_the_end(make_trainer, tmp_path):
     best = dict(eval_strategy="steps", eval_steps=4, load_best_model_at_end=True, learning_rate=0.5)
     rows = [{"input_ids": torch.arange(3, 12), "labels": torch.arange(3, 12)}]

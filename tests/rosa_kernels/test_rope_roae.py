@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import rosa_kernels
 from rosa_kernels import rope_roae, rope_roae_reference
@@ -231,18 +232,37 @@ def saved_bytes(function):
 
 def test_saves_the_signals_and_the_low_pairs_and_under_no_grad_nothing(kernel_device):
     q, k, cos, sin, signal, key_signal = make_inputs(dtype=torch.bfloat16, device=kernel_device)
-    q.requires_grad_(), signal.requires_grad_()
 
     def forward():
         return rope_roae(q, k, cos[..., :8], sin[..., :8], signal, key_signal, rotary_dim=16, backend="triton")
 
     tokens, low_pairs_of_all_heads = 2 * 5, (4 + 2) * 4
     rotary = cos[..., :8].numel() + sin[..., :8].numel()
-    expected = 2 * (rotary + signal.numel() + key_signal.numel() + tokens * low_pairs_of_all_heads)
-    assert saved_bytes(forward) == expected
-    with torch.no_grad():
+    low_pairs = tokens * low_pairs_of_all_heads
+    q.requires_grad_()
+    assert saved_bytes(forward) == 2 * (rotary + signal.numel() + key_signal.numel())
+    signal.requires_grad_()
+    assert saved_bytes(forward) == 2 * (rotary + signal.numel() + key_signal.numel() + low_pairs)
+    with Allocations() as training:
+        forward()
+    with torch.no_grad(), Allocations() as inference:
         assert saved_bytes(forward) == 0
         assert not forward()[0].requires_grad
+    assert low_pairs in training.sizes and low_pairs not in inference.sizes
+
+
+class Allocations(TorchDispatchMode):
+    """The sizes, in elements, of the tensors that are allocated."""
+
+    def __enter__(self):
+        self.sizes = set()
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if "empty" in function.__name__:
+            self.sizes.add(out.numel())
+        return out
 
 
 def test_autocast_changes_nothing(kernel_device):
