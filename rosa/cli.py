@@ -30,6 +30,9 @@ def main(argv: list[str] | None = None) -> None:
     command = parser.parse_args(argv[:1]).command
     try:
         COMMANDS[command][0](argv[1:])
+    except ModuleNotFoundError as error:
+        print(f"rosa {command}: error: {error}; install the extra: pip install 'rosa-peft[train]'", file=sys.stderr)
+        sys.exit(1)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"rosa {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
