@@ -48,10 +48,11 @@ def liger(x: Inputs) -> tuple[Tensor, Tensor]:
 def eager(x: Inputs) -> tuple[Tensor, Tensor]:
     """RoPE with RoAE as one would write it in a model: RoPE of transformers, then Eq. 4, operation by operation."""
     q, k = huggingface(x)
-    return _enhance(q, F.silu(x.signal)), _enhance(k, x.key_signal)
+    return enhance(q, F.silu(x.signal)), enhance(k, x.key_signal)
 
 
-def _enhance(z: Tensor, s: Tensor) -> Tensor:
+def enhance(z: Tensor, s: Tensor) -> Tensor:
+    """Eq. 4 written out: z `[b, h, l, d_h]` after rotation, s `[b, l, h * d_low]` activated."""
     s = s.unflatten(-1, (z.shape[1], -1)).transpose(1, 2)
     half, n = z.shape[-1] // 2, s.shape[-1] // 2
     s_re, s_im = s.split(n, dim=-1)

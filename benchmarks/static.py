@@ -1,0 +1,175 @@
+"""Counts what a decoder layer costs, on any machine: kernel launches and bytes saved for backward.
+
+One decoder layer of Qwen2.5-7B shape, bfloat16, sdpa, one pass forward and backward. Launches are operators that
+compute (views are not counted; a Triton launch counts as one). Saved bytes are those that every further token adds,
+every storage once; what does not grow with the tokens, such as a cast copy of a weight, stands apart.
+`python -m benchmarks.static` prints the table.
+"""
+
+from __future__ import annotations
+
+import os
+
+if __name__ == "__main__":
+    # The launches are counted, not timed: without a GPU they run in the interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    os.environ.setdefault("ROSA_BACKEND", "triton")
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Model, apply_rotary_pos_emb
+
+import rosa
+from benchmarks.providers import enhance
+
+TOKENS = (16, 32)  # the cost of a token is the difference
+SHAPE = dict(
+    vocab_size=8, hidden_size=3584, intermediate_size=18944, num_hidden_layers=1, num_attention_heads=28,
+    num_key_value_heads=4, attn_implementation="sdpa",
+)  # fmt: skip
+# Operators that launch nothing although they are no views of their inputs.
+FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach"}
+
+
+class Cost(NamedTuple):
+    """Launches of one forward and one backward pass; bytes saved for backward per token, and beside the tokens."""
+
+    forward: int
+    backward: int
+    saved_per_token: int
+    saved_besides: int
+
+
+class _Launches(TorchDispatchMode):
+    """Counts the operators that compute."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function._schema.name.rpartition("::")[2] not in FREE and not _is_view(out, args):
+            self.count += 1
+        return out
+
+
+def _is_view(out: object, args: tuple) -> bool:
+    """Whether the operator only gave its first argument another shape."""
+    if not (isinstance(out, Tensor) and args and isinstance(args[0], Tensor)):
+        return False
+    return out is not args[0] and out.untyped_storage()._cdata == args[0].untyped_storage()._cdata
+
+
+def measure(
+    layer: nn.Module, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor]
+) -> tuple[int, int, int]:
+    """Launches forward, launches backward and bytes saved of one pass through a decoder layer.
+
+    Args:
+        layer (nn.Module): a decoder layer of transformers.
+        hidden_states (Tensor): its input `[batch, seq, hidden_size]`, which requires gradients.
+        position_embeddings (tuple of Tensor): cos and sin `[1, seq, head_dim]`.
+    """
+    parameters = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+    saved: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), _Launches() as forward:
+        out = layer(hidden_states, position_embeddings=position_embeddings, attention_mask=None)
+    direction = torch.ones_like(out)
+    with _Launches() as backward:
+        out.backward(direction)
+    return forward.count, backward.count, sum(saved.values())
+
+
+def frozen(model: Qwen2Model) -> None:
+    """No adapter; only the layer's input needs gradients."""
+
+
+def rosa_fused(model: Qwen2Model, **config: object) -> None:
+    """RoSA as this package does it."""
+    rosa.patch(model, rosa.RosaConfig(**config))
+
+
+def rosa_frozen_by_dls(model: Qwen2Model) -> None:
+    """RoSA in a layer that layer selection has frozen: its adapter is applied and passes gradients to its input."""
+    rosa_fused(model)
+    model.requires_grad_(False)
+
+
+def rosa_naive(model: Qwen2Model) -> None:
+    """RoSA written operation by operation, in the base's dtype."""
+    rosa_fused(model, adapter_dtype="bfloat16")
+    for layer in model.layers:
+        layer.self_attn.roae.forward = _naive_forward.__get__(layer.self_attn.roae)
+
+
+def _naive_forward(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, hidden_states: Tensor):
+    S = F.silu(F.linear(F.linear(hidden_states, self.down), self.up))
+    S_K = F.linear(F.linear(S, self.gqa_down), self.gqa_up)
+    q, k = apply_rotary_pos_emb(q, k, cos, sin)
+    return enhance(q, S), enhance(k, S_K)
+
+
+def peft_lora(model: Qwen2Model, dora: bool = False) -> None:
+    """LoRA of peft, r=16 on all linear layers, in the base's dtype."""
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    config = LoraConfig(r=16, lora_alpha=32, target_modules=targets, use_dora=dora)
+    model.requires_grad_(False)
+    inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+LAYERS: dict[str, Callable[[Qwen2Model], None]] = {
+    "frozen (no adapter)": frozen,
+    "RoSA, naive PyTorch": rosa_naive,
+    "RoSA": rosa_fused,
+    "RoSA, bfloat16 adapter": lambda model: rosa_fused(model, adapter_dtype="bfloat16"),
+    "RoSA, frozen by DLS": rosa_frozen_by_dls,
+    "LoRA r=16, all linears (peft)": peft_lora,
+    "DoRA r=16, all linears (peft)": lambda model: peft_lora(model, dora=True),
+}
+
+
+def cost(adapt: Callable[[Qwen2Model], None]) -> Cost:
+    """The cost of a layer of Qwen2.5-7B shape after `adapt`."""
+    torch.manual_seed(0)
+    model = Qwen2Model(Qwen2Config(**SHAPE)).to(torch.bfloat16).requires_grad_(False).train()
+    adapt(model)
+    passes = []
+    for tokens in TOKENS:
+        hidden_states = torch.randn(1, tokens, SHAPE["hidden_size"], dtype=torch.bfloat16, requires_grad=True)
+        rotary = model.rotary_emb(hidden_states, torch.arange(tokens)[None])
+        model.zero_grad()
+        passes.append(measure(model.layers[0], hidden_states, rotary))
+    (forward, backward, few), (_, _, many) = passes
+    per_token = (many - few) // (TOKENS[1] - TOKENS[0])
+    return Cost(forward, backward, per_token, few - per_token * TOKENS[0])
+
+
+def main() -> None:
+    """Prints the table, measured as it runs."""
+    print(f"{'layer':32} {'forward':>8} {'backward':>9} {'saved a token':>14} {'besides':>12}")
+    for name, adapt in LAYERS.items():
+        c = cost(adapt)
+        print(f"{name:32} {c.forward:8} {c.backward:9} {c.saved_per_token:14,} {c.saved_besides:12,}")
+    print("launches of a decoder layer of Qwen2.5-7B shape, one pass; bytes saved for backward. Counted, not timed.")
+
+
+if __name__ == "__main__":
+    main()
