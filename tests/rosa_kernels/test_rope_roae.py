@@ -243,27 +243,49 @@ def test_saves_the_signals_and_the_low_pairs_and_under_no_grad_nothing(kernel_de
     assert saved_bytes(forward) == 2 * (rotary + signal.numel() + key_signal.numel())
     signal.requires_grad_()
     assert saved_bytes(forward) == 2 * (rotary + signal.numel() + key_signal.numel() + low_pairs)
-    with LaunchOutputs() as training:
+    with Operators() as training:
         forward()
-    with torch.no_grad(), LaunchOutputs() as inference:
+    with torch.no_grad(), Operators() as inference:
         assert not forward()[0].requires_grad
     assert training.sizes == [q.numel(), k.numel(), low_pairs] and inference.sizes == [q.numel(), k.numel(), 0]
     with torch.no_grad():
         assert saved_bytes(forward) == 0
 
 
-class LaunchOutputs(TorchDispatchMode):
-    """The sizes, in elements, of what the launches return."""
+class Operators(TorchDispatchMode):
+    """The operators that run, by name, and the sizes, in elements, of what the launches return."""
 
     def __enter__(self):
-        self.sizes = []
+        self.names, self.sizes = [], []
         return super().__enter__()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
+        self.names.append(function._schema.name)
         if function.namespace == "rosa":
             self.sizes += [t.numel() for t in out]
         return out
+
+
+def test_one_launch_forward_and_one_backward_and_no_copies(kernel_device):
+    from rosa_kernels.rope_roae_triton import backward_launch, forward_launch
+
+    q, k, cos, sin, signal, key_signal = make_inputs(dtype=torch.bfloat16, batch_cos=True, device=kernel_device)
+    leaves = [t.requires_grad_() for t in (q, k, signal, key_signal)]
+    with Operators() as forward:
+        outputs = rope_roae(q, k, cos, sin, signal, key_signal, backend="triton")
+    assert sorted(forward.names) == ["aten::slice", "aten::slice", "rosa::rope_roae_forward"]
+    directions = [torch.ones_like(o) for o in outputs]
+    with Operators() as backward:
+        torch.autograd.grad(outputs, leaves, directions)
+    assert [name for name in backward.names if "detach" not in name] == ["rosa::rope_roae_backward"]
+
+    rotary = (cos[..., :8], sin[..., :8], signal, key_signal)
+    with Operators() as inside, torch.no_grad():
+        low = forward_launch(q, k, *rotary, 0.1, False, True).outputs[-1]
+        backward_launch(*directions, *rotary, low, 0.1, False, True, [True] * 4)
+    allocate_or_view = {"aten::new_empty", "aten::empty_like", "aten::view", "aten::_reshape_alias", "aten::transpose"}
+    assert set(inside.names) <= allocate_or_view
 
 
 def test_autocast_changes_nothing(kernel_device):
