@@ -8,7 +8,7 @@ install: .venv/installed
 
 .venv/installed: setup.py constraints.txt
 	$(PYTHON) -m venv .venv
-	# torch first and pinned: an open range would fetch gigabytes of GPU libraries on a machine without a GPU.
+	# torch first and pinned, so that nothing below brings another build of it.
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,bench,dev]'
 	touch $@

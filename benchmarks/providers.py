@@ -71,5 +71,5 @@ def providers(device: str) -> dict[str, Provider]:
     """The providers that run on `device`, by name."""
     common = {"huggingface": huggingface, "eager": eager, "fused": fused}
     if device == "cuda":
-        common |= {"liger": liger, "compiled": torch.compile(eager, dynamic=False)}
+        common |= {"liger": liger, "compiled": torch.compile(eager, dynamic=False, fullgraph=True)}
     return common

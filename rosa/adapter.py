@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from rosa.config import RosaConfig
 from rosa.errors import AdapterError
-from rosa.patching import adapter_config, adapter_parameters, describe_base, is_patched, patch, unpatch
+from rosa.patching import adapter_config, adapter_parameters, base_name, describe_base, is_patched, patch, unpatch
 
 FORMAT_VERSION = 1
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -47,7 +47,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
         {
             "adapter_type": "rosa",
             "format_version": FORMAT_VERSION,
-            "base_model_name_or_path": getattr(getattr(model, "config", None), "name_or_path", None) or None,
+            "base_model_name_or_path": base_name(model),
             "base": describe_base(model),
             "config": asdict(adapter_config(model)),
         },
@@ -133,6 +133,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise AdapterError(f"{folder / WEIGHTS_NAME} is truncated or no safetensors file: {error}") from error
     except (KeyError, ValueError) as error:
         raise AdapterError(f"{folder / WEIGHTS_NAME} carries no RoSA configuration in its metadata") from error
+    if not (isinstance(description, dict) and isinstance(description.get("base"), dict)):
+        raise AdapterError(f"{folder / WEIGHTS_NAME} carries a RoSA configuration without a base: {text[:80]}")
     if (folder / CONFIG_NAME).read_text(encoding="utf-8").strip() != text:
         warnings.warn(
             f"{folder / CONFIG_NAME} differs from the configuration stored with the weights, which is used",

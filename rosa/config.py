@@ -20,7 +20,8 @@ class RosaConfig:
         rank (int): inner size of the low-rank projections W_down W_up (Eq. 2) and W_GQA (Eq. 3); at least 1.
         train_norms (bool): train the weights of the norms that stand in the adapted decoder layers themselves.
         layers (tuple of int or None): indices of the decoder layers to adapt, from 0; None adapts all.
-        adapter_dtype (str): dtype of the adapter's parameters: "float32", "bfloat16", "float16" or "float64".
+        adapter_dtype (str): dtype of the adapter's parameters: "float32", "bfloat16", "float16" or "float64". Norms
+            that train are widened to it.
 
     Raises:
         TypeError, ValueError: a field is of the wrong type or out of its range.

@@ -23,7 +23,7 @@ class Patch:
 
     config: RosaConfig
     attentions: list[str]
-    norms: dict[str, Tensor]  # names of the trained norm weights, and their values before
+    norms: dict[str, Tensor]  # names of the trained norm weights, and what they held before
     requires_grad: dict[str, bool]  # of every parameter, before
     hooks: list[RemovableHandle]
 
@@ -52,44 +52,52 @@ def patch(model: nn.Module, config: RosaConfig | None = None) -> nn.Module:
     if is_patched(model):
         raise ValueError(f"this {type(model).__name__} is patched already; call rosa.unpatch(model) first")
 
-    layers = _adapted_layers(model, config)
-    adapters = _make_adapters(model, layers, config)  # all that can fail lies before the first change
-    norms = {f"{name}.weight": norm.weight for layer in layers for name, norm in layer.norms.items()}
-    if not config.train_norms:
-        norms = {}
+    owner = getattr(model, "_orig_mod", model)  # the model inside torch.compile's wrapper
+    layers = _adapted_layers(owner, config)
+    adapters = _make_adapters(owner, layers, config)  # all that can fail lies before the first change
+    norms = {name: norm for layer in layers for name, norm in layer.norms.items()} if config.train_norms else {}
 
     record = Patch(
         config=config,
         attentions=[name for name, _, _ in adapters],
-        norms={name: weight.detach().clone() for name, weight in norms.items()},
-        requires_grad={name: p.requires_grad for name, p in model.named_parameters()},
+        norms={f"{name}.weight": norm.weight.detach().clone() for name, norm in norms.items()},
+        requires_grad={name: p.requires_grad for name, p in owner.named_parameters()},
         hooks=[],
     )
-    model.requires_grad_(False)
-    for weight in norms.values():
-        weight.requires_grad_(True)
+    owner.requires_grad_(False)
+    for norm in norms.values():
+        record.hooks += _widen(norm, config.torch_dtype)
+        norm.weight.requires_grad_(True)
     for _, attention, adapter in adapters:
         record.hooks.append(attach(attention, ADAPTER_NAME, adapter))
-    model._rosa = record
+    owner._rosa = record
     return model
 
 
 def unpatch(model: nn.Module) -> nn.Module:
     """Takes RoSA off a model in place: its modules, its hooks, its norm weights and requires_grad flags are as before.
 
+    Norms of a model that was patched on the meta device keep their values: there were none before.
+
     Raises:
-        ValueError: the model is not patched.
+        ValueError: the model is not patched, or parameters were renamed since. Nothing is changed then.
     """
     owner, record = _patched(model)
+    parameters = dict(owner.named_parameters())
+    renamed = [name for name in record.requires_grad if name not in parameters]
+    if renamed:
+        raise ValueError(
+            f"{len(renamed)} parameters of this {type(owner).__name__} have other names since it was patched, "
+            f"{renamed[0]} among them: undo what renamed them first (a PEFT model's `unload`, for example)"
+        )
     for hook in record.hooks:
         hook.remove()
     for name in record.attentions:
         delattr(owner.get_submodule(name), ADAPTER_NAME)
-    parameters = dict(owner.named_parameters())
-    with torch.no_grad():
-        for name, value in record.norms.items():
-            parameters[name].copy_(value)
-            parameters[name].grad = None
+    for name, value in record.norms.items():
+        parameter = parameters[name]
+        parameter.data = parameter.data.to(value.dtype) if value.is_meta else value.to(parameter.device)
+        parameter.grad = None
     for name, flag in record.requires_grad.items():
         parameters[name].requires_grad_(flag)
     del owner._rosa
@@ -123,6 +131,11 @@ def adapter_config(model: nn.Module) -> RosaConfig:
         ValueError: the model is not patched.
     """
     return _patched(model)[1].config
+
+
+def base_name(model: nn.Module) -> str | None:
+    """The name or path that the patched model was loaded from, as far as it has one."""
+    return getattr(getattr(_patched(model)[0], "config", None), "name_or_path", None) or None
 
 
 def describe_base(model: nn.Module) -> dict[str, int | str | bool]:
@@ -200,15 +213,33 @@ def _make_adapters(
     model: nn.Module, layers: list[DecoderLayer], config: RosaConfig
 ) -> list[tuple[str, nn.Module, RoAE]]:
     """The adapter of every attention module of the layers, not attached yet: (name, attention module, adapter)."""
-    layouts, adapters = {}, []
+    adapters = []
     for name, attention in (named for layer in layers for named in layer.rotary_attention.items()):
-        kind = type(attention)
-        if kind not in layouts:
-            layouts[kind] = _layout(model, attention)
         device = next(attention.parameters()).device
-        adapter = RoAE(config, attention.config.hidden_size, *_heads(attention), layouts[kind], device)
+        if device.type == "meta" and any(hasattr(module, "_hf_hook") for module in attention.modules()):
+            raise UnsupportedModelError(
+                f"{name} is offloaded to the CPU or to disk; RoSA trains models in device memory"
+            )
+        hidden_size = attention.config.hidden_size
+        adapter = RoAE(config, hidden_size, *_heads(attention), _layout(model, attention), device)
         adapters.append((name, attention, adapter.train(attention.training)))
     return adapters
+
+
+def _widen(norm: nn.Module, dtype: torch.dtype) -> list[RemovableHandle]:
+    """Lets a 16-bit norm train in the adapter's dtype: in bfloat16 a step of 1e-3 on a weight of 1 rounds to none.
+
+    The output keeps the input's dtype, so the model computes what it did.
+    """
+    wide = torch.promote_types(norm.weight.dtype, dtype)
+    if wide == norm.weight.dtype or isinstance(norm, nn.LayerNorm):  # whose kernels want input and weight alike
+        return []
+    norm.weight.data = norm.weight.data.to(wide)
+    return [norm.register_forward_hook(_keep_dtype)]
+
+
+def _keep_dtype(norm: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+    return output.to(args[0].dtype)
 
 
 def _heads(attention: nn.Module) -> tuple[int, int]:
@@ -218,6 +249,11 @@ def _heads(attention: nn.Module) -> tuple[int, int]:
 
 
 def _layout(model: nn.Module, attention: nn.Module) -> RotaryLayout:
+    head_dim = getattr(attention, "head_dim", None)
+    if not isinstance(head_dim, int):
+        raise UnsupportedModelError(
+            f"{type(attention).__name__} of {type(model).__name__} has no head_dim: RoSA cannot tell its heads' size"
+        )
     # R, from the model's own rotary embedding: two elements a frequency.
     sizes = {2 * m.inv_freq.numel() for m in model.modules() if isinstance(getattr(m, "inv_freq", None), Tensor)}
-    return probe_layout(attention, attention.head_dim, sizes.pop() if len(sizes) == 1 else attention.head_dim)
+    return probe_layout(attention, head_dim, sizes.pop() if len(sizes) == 1 else head_dim)

@@ -42,6 +42,12 @@ class RotaryLayout(NamedTuple):
 
     def pairwise(self, t: Tensor) -> Tensor:
         """cos or sin as the model gives it, `[..., width]`, with one column a pair, `[..., rotary_dim / 2]`; a view."""
+        expected = self.rotary_dim // 2 if self.columns == "all" else self.rotary_dim
+        if t.shape[-1] != expected:
+            raise UnsupportedModelError(
+                f"the model gave its rotary function a cos or sin {t.shape[-1]} wide; when it was patched, {expected} "
+                f"was found to fit ({self})"
+            )
         if self.columns == "all":
             return t
         return t[..., ::2] if self.columns == "even" else t[..., : self.rotary_dim // 2]
@@ -74,11 +80,11 @@ def probe_layout(attention: nn.Module, head_dim: int, rotary_dim: int) -> Rotary
         UnsupportedModelError: the function fits no known layout.
     """
     function = rotary_globals(attention)["apply_rotary_pos_emb"]
-    generator = torch.Generator().manual_seed(0)
-    cos, sin = torch.randn(2, 1, 3, rotary_dim // 2, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    cos, sin = torch.randn(2, 1, 3, rotary_dim // 2, generator=generator, device="cpu")
     # Some families split the part that is not rotated off before they call the function.
     for width in dict.fromkeys((head_dim, rotary_dim)):
-        q, k = torch.randn(2, 1, 2, 3, width, generator=generator)
+        q, k = torch.randn(2, 1, 2, 3, width, generator=generator, device="cpu")
         for layout in _known_layouts(rotary_dim):
             if _agrees(function, layout, q, k, cos, sin):
                 return layout
@@ -126,6 +132,11 @@ def _serve_adapters(original: Callable) -> Callable:
     @functools.wraps(original)
     def apply_rotary_pos_emb(q, k, cos, sin, *args, **kwargs):
         if isinstance(cos, AdaptedCos):
+            if args or kwargs:
+                raise UnsupportedModelError(
+                    f"{original.__module__} calls apply_rotary_pos_emb with further arguments ({args}, {kwargs}); "
+                    "RoSA expects (q, k, cos, sin), with heads before the sequence"
+                )
             return cos.adapter(q, k, cos.cos, sin, cos.hidden_states)
         return original(q, k, cos, sin, *args, **kwargs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,13 +13,14 @@ from torch import nn
 
 from rosa.decoder import decoder_layers
 from rosa.errors import UnsupportedModelError
+from rosa.patching import trainable_parameters
 
 MODES = ("skip", "mask")
 
 
 class Selection(NamedTuple):
     """One selection: the step it was made at (from 1), the decoder layers chosen, whether by score (else at random),
-    and every layer's score."""
+    and the score of every layer that takes part."""
 
     step: int
     layers: tuple[int, ...]
@@ -30,6 +32,11 @@ class _Layer(NamedTuple):
     index: int
     parameters: list[nn.Parameter]  # those that the optimizer holds
     norms: tuple[nn.Parameter, nn.Parameter]  # weights of the norm before attention and of the norm before the MLP
+
+    @property
+    def score_only(self) -> list[nn.Parameter]:
+        """Norm weights that are not trained, and get gradients for the score alone."""
+        return [norm for norm in self.norms if not any(norm is p for p in self.parameters)]
 
 
 class DynamicLayerSelection(torch.optim.Optimizer):
@@ -59,9 +66,11 @@ class DynamicLayerSelection(torch.optim.Optimizer):
 
     Attributes:
         selected_layers (tuple of int): the layers that train now.
-        scores (tuple of float): every layer's score at the last selection; empty before it.
+        scores (tuple of float): the score of every layer that takes part at the last selection; empty before it.
         history (list of Selection): all selections so far.
-        num_layers (int): the decoder layers that take part: those with parameters in the optimizer.
+        layers (tuple of int): the decoder layers that take part, those with trainable parameters in the optimizer;
+            `scores` follows their order.
+        num_layers (int): how many they are.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of its range, or the optimizer holds no parameter
@@ -91,14 +100,20 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         self.interval, self.warmup_steps, self.p_exploit, self.mode = interval, warmup_steps, p_exploit, mode
         # The margin keeps products such as 0.29 * 100, one rounding below a whole number, on that number.
         self.k = max(1, math.floor(k_ratio * len(self._layers) + 1e-9))
-        self.selected_layers = tuple(layer.index for layer in self._layers)
+        self.selected_layers = self.layers
         self.history: list[Selection] = []
         self._steps = 0
-        self._generator = torch.Generator().manual_seed(seed)
-        self._requires_grad = {p: p.requires_grad for layer in self._layers for p in (*layer.parameters, *layer.norms)}
+        self._generator = torch.Generator("cpu").manual_seed(seed)
+        self._requires_grad = {norm: norm.requires_grad for layer in self._layers for norm in layer.norms}
+        self._requires_grad |= {p: True for layer in self._layers for p in layer.parameters}
+        self.unfreeze()
         if mode == "mask":
             self._drop_gradients_as_they_come()
         self._prepare_next_step()
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(layer.index for layer in self._layers)
 
     @property
     def num_layers(self) -> int:
@@ -130,6 +145,7 @@ class DynamicLayerSelection(torch.optim.Optimizer):
             self.history.append(selection)
             self.selected_layers = selection.layers
         for layer in self._layers:
+            _drop_gradients(layer.score_only)
             if layer.index not in self.selected_layers:
                 _drop_gradients(layer.parameters)
         self.optimizer.step()
@@ -141,17 +157,24 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         """Gives every parameter the requires_grad flag it had at first; the next `step` freezes again."""
         for parameter, flag in self._requires_grad.items():
             parameter.requires_grad_(flag)
+        self._holds = False
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients of all that the optimizer holds, and of norms that serve the score alone."""
+        super().zero_grad(set_to_none)
+        for layer in self._layers:
+            _drop_gradients(layer.score_only)
 
     def _selects(self, step: int) -> bool:
         return step > self.warmup_steps and step % self.interval == 0
 
     def _select(self, step: int) -> Selection:
         scores = self._score(step)
-        exploit = bool(torch.rand((), generator=self._generator) < self.p_exploit)
+        exploit = bool(torch.rand((), generator=self._generator, device="cpu") < self.p_exploit)
         if exploit:
             ranked = sorted(range(len(scores)), key=lambda i: -scores[i])  # the lower of two equal layers comes first
         else:
-            ranked = torch.randperm(len(scores), generator=self._generator).tolist()
+            ranked = torch.randperm(len(scores), generator=self._generator, device="cpu").tolist()
         layers = tuple(sorted(self._layers[i].index for i in ranked[: self.k]))
         return Selection(step, layers, exploit, scores)
 
@@ -176,21 +199,25 @@ class DynamicLayerSelection(torch.optim.Optimizer):
             trains = selects or self.mode == "mask" or layer.index in self.selected_layers
             for parameter in layer.parameters:
                 parameter.requires_grad_(trains)
-            for norm in layer.norms:
-                if not any(norm is p for p in layer.parameters):  # serves the score alone
-                    norm.requires_grad_(selects)
-                    norm.grad = None
+            for norm in layer.score_only:
+                norm.requires_grad_(selects)
+        self._holds = True
 
     def _drop_gradients_as_they_come(self) -> None:
         """Gradient clipping between backward and step must see what it sees in mode "skip": the selected layers."""
+        reference = weakref.ref(self)  # the parameters, which keep the hooks, may outlive this optimizer
 
-        def drop(layer: _Layer, parameter: nn.Parameter) -> None:
-            if layer.index not in self.selected_layers and not self._selects(self._steps + 1):
+        def drop(index: int, parameter: nn.Parameter) -> None:
+            selection = reference()
+            if selection is not None and selection._drops(index):
                 parameter.grad = None
 
         for layer in self._layers:
             for parameter in layer.parameters:
-                parameter.register_post_accumulate_grad_hook(functools.partial(drop, layer))
+                parameter.register_post_accumulate_grad_hook(functools.partial(drop, layer.index))
+
+    def _drops(self, index: int) -> bool:
+        return self._holds and index not in self.selected_layers and not self._selects(self._steps + 1)
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state and, under "layer_selection", the step, the selection and its generator."""
@@ -255,12 +282,16 @@ class DynamicLayerSelection(torch.optim.Optimizer):
             raise AttributeError(name)
         return getattr(self.optimizer, name)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__  # Optimizer's own takes what only the wrapped optimizer has
+
     def __repr__(self) -> str:
         return f"DynamicLayerSelection(k={self.k} of {self.num_layers}, mode={self.mode!r}, {self.optimizer!r})"
 
 
 def _layers(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[_Layer]:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held &= {id(p) for p in trainable_parameters(model)}  # an optimizer may hold a frozen base too
     layers = []
     for index, layer in enumerate(decoder_layers(model)):
         parameters = [p for p in layer.module.parameters() if id(p) in held]

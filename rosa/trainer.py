@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rosa.adapter import load_adapter, save_adapter
-from rosa.patching import is_patched
+from rosa.patching import is_patched, trainable_parameters
 from rosa.selection import DynamicLayerSelection
 
 
@@ -38,7 +38,7 @@ class RosaTrainer(Trainer):
         layer_selection (DynamicLayerSelection or None): the wrapped optimizer, once training has begun.
 
     Raises:
-        ValueError: the model is not patched.
+        ValueError: the model is not patched, or `use_liger_kernel` is set.
     """
 
     def __init__(
@@ -51,6 +51,11 @@ class RosaTrainer(Trainer):
     ):
         if not is_patched(model):
             raise ValueError(f"RosaTrainer trains patched models: call rosa.patch on this {type(model).__name__} first")
+        if args is not None and args.use_liger_kernel:
+            raise ValueError(
+                "use_liger_kernel=True would replace the rotary function that RoSA serves; apply Liger's kernels with "
+                "rope=False before rosa.patch instead"
+            )
         super().__init__(model, args, **kwargs)
         self.dls = dls
         self.layer_selection: DynamicLayerSelection | None = None
@@ -69,6 +74,10 @@ class RosaTrainer(Trainer):
                 self.layer_selection.unfreeze()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        for parameter in trainable_parameters(self.model):
+            parameter.requires_grad_(
+                True
+            )  # Trainer takes what requires gradients, and a selection may have frozen some
         super().create_optimizer(*args, **kwargs)
         if not _has_reentrant_checkpoints(self.model):
             # With gradient checkpointing, transformers lets the embeddings' output require gradients. Only reentrant
@@ -135,12 +144,18 @@ class _LogSelections(TrainerCallback):
 
     def __init__(self, trainer: RosaTrainer):
         self.trainer = trainer
+        self.logged = 0  # selections, those before a resumed run's checkpoint included
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.logged = len(self.trainer.layer_selection.history) if self.trainer.layer_selection else 0
 
     def on_step_end(self, args, state, control, **kwargs):
         selection = self.trainer.layer_selection
-        if selection is not None and selection.history and selection.history[-1].step == state.global_step:
-            made = selection.history[-1]
-            scores = {f"dls/score/{i}": score for i, score in enumerate(made.scores)}
-            loss_is_due = control.should_log  # which logging would mark as done
-            self.trainer.log({"dls/layers": len(made.layers), **scores})
-            control.should_log = loss_is_due
+        if selection is None or len(selection.history) == self.logged:
+            return
+        self.logged = len(selection.history)
+        made = selection.history[-1]
+        scores = {f"dls/score/{i}": score for i, score in zip(selection.layers, made.scores, strict=True)}
+        loss_is_due = control.should_log  # which logging would mark as done
+        self.trainer.log({"dls/layers": len(made.layers), **scores})
+        control.should_log = loss_is_due

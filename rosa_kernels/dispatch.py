@@ -50,8 +50,8 @@ def rope_roae(
             it "triton" on a GPU and "reference" elsewhere.
 
     Returns:
-        q_out, k_out with the shapes, dtypes and memory layouts of q and k. Computed in float32 (float64 for float64
-        inputs) and rounded once.
+        q_out, k_out with the shapes and dtypes of q and k, and where these are dense their memory layouts. Computed in
+        float32 (float64 for float64 inputs) and rounded once.
 
     Raises:
         TypeError: an argument is no tensor, or its dtype does not fit.

@@ -354,9 +354,9 @@ def _shape_arguments(q, k, cos, sin, signal, key_signal, alpha: float, interleav
     """The arguments that both kernels share; q and k may be gradients of the outputs."""
     batch, heads, seq, head_dim = q.shape
     pairs = cos.shape[-1]
-    cos, sin, signal = _rows(cos), _rows(sin), _rows(signal)
+    cos, sin, signal = _rows(cos), _rows(sin), _signal_rows(signal)
     shared = key_signal is None
-    key_signal = signal if shared else _rows(key_signal)
+    key_signal = signal if shared else _signal_rows(key_signal)
     block_pairs = triton.next_power_of_2(pairs)
     block_rest = triton.next_power_of_2(max(1, head_dim - 2 * pairs))
     block_t = TILE_BYTES // q.element_size() // max(block_pairs, block_rest)
@@ -383,6 +383,12 @@ def _rows(t: Tensor) -> Tensor:
     if t.shape[0] == 1:
         return t[0]  # keeps the stride even of a single row, which reshape would set anew
     return t.reshape(-1, t.shape[-1])
+
+
+def _signal_rows(t: Tensor) -> Tensor:
+    """`_rows` with columns side by side, as the kernels read a signal; a projection's output needs no copy for that."""
+    rows = _rows(t)
+    return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 def _strides(name: str, t: Tensor) -> dict[str, int]:

@@ -132,6 +132,9 @@ def test_missing_truncated_and_foreign_files(saved, make_model, tmp_path):
     assert unchanged_after(fresh, FileNotFoundError, f"no complete adapter: {WEIGHTS} is missing", folder)
     save_file({"a": torch.zeros(1)}, folder / WEIGHTS)
     assert unchanged_after(fresh, rosa.AdapterError, "carries no RoSA configuration", folder)
+    for text in ("[]", "{}", "nonsense"):
+        save_file({"a": torch.zeros(1)}, folder / WEIGHTS, metadata={"adapter_config": text})
+        assert unchanged_after(fresh, rosa.AdapterError, "carries (no|a) RoSA configuration", folder)
     (folder / CONFIG).unlink()
     assert unchanged_after(fresh, FileNotFoundError, f"{CONFIG} is missing", folder)
 

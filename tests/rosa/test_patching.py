@@ -5,6 +5,8 @@ import functools
 
 import pytest
 import torch
+from accelerate import cpu_offload
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -14,12 +16,15 @@ from transformers import (
     Gemma2Config,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     Qwen2Config,
 )
 
 import rosa
 from rosa.decoder import rotary_globals
+from rosa.rotary import AdaptedCos
 
 
 def fingerprint(model):
@@ -93,8 +98,9 @@ def test_adapters_stay_in_their_own_dtype_and_the_output_in_the_models(make_patc
     assert all(p.dtype == torch.float32 and p.grad is not None for n, p in model.named_parameters() if ".roae." in n)
 
 
-def test_unpatch_restores_the_model_exactly(family, make_model, stir, batch):
-    model = make_model(family)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_unpatch_restores_the_model_exactly(family, make_model, stir, batch, dtype):
+    model = make_model(family, dtype=dtype)
     model.lm_head.weight.requires_grad_(False)
     before, logits = fingerprint(model), model(**batch).logits
     rosa.patch(model, rosa.RosaConfig(rank=4))
@@ -206,3 +212,83 @@ def test_patching_twice_and_unpatching_what_is_not_patched(make_model):
     with pytest.raises(ValueError, match="patched already; call rosa.unpatch"):
         rosa.patch(model)
     assert same(fingerprint(model), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_norms_are_widened_compute_the_same_and_train(family, make_model, batch, dtype):
+    model = make_model(family, dtype=dtype).train()
+    norm = model.model.layers[1].input_layernorm
+    x = torch.randn(3, 5, 32).to(dtype)
+    before = norm(x)
+    rosa.patch(model, rosa.RosaConfig(rank=4))
+    assert norm.weight.dtype == torch.float32 and model.model.norm.weight.dtype == dtype
+    assert norm(x).dtype == dtype and torch.equal(norm(x), before)
+    weights = norm.weight.detach().clone()
+    optimizer = torch.optim.AdamW(rosa.trainable_parameters(model), lr=1e-3)
+    model(**batch).loss.backward()
+    optimizer.step()
+    assert (norm.weight != weights).float().mean() > 0.9  # in 16 bits the step would round to none
+
+
+def test_norms_stay_as_they_are_where_the_adapter_is_no_wider(make_model):
+    model = rosa.patch(make_model(dtype=torch.bfloat16), rosa.RosaConfig(rank=4, adapter_dtype="bfloat16"))
+    assert model.model.layers[0].input_layernorm.weight.dtype == torch.bfloat16
+    model = rosa.patch(make_model(dtype=torch.float64), rosa.RosaConfig(rank=4))
+    assert model.model.layers[0].input_layernorm.weight.dtype == torch.float64
+
+
+def test_a_model_patched_on_the_meta_device_and_filled_afterwards_is_unpatched(make_model):
+    model = rosa.patch(make_model(dtype=torch.bfloat16).to("meta"), rosa.RosaConfig(rank=4))
+    model.to_empty(device="cpu")
+    torch.nn.init.constant_(model.model.layers[0].input_layernorm.weight, 2.0)
+    rosa.unpatch(model)
+    weight = model.model.layers[0].input_layernorm.weight
+    assert weight.dtype == torch.bfloat16 and (weight == 2).all() and not rosa.is_patched(model)
+
+
+def test_a_compiled_model_is_patched_inside_its_wrapper(make_model):
+    model = make_model()
+    wrapper = torch.compile(model, backend="eager")
+    assert rosa.patch(wrapper, rosa.RosaConfig(rank=4)) is wrapper
+    assert rosa.is_patched(wrapper) and rosa.count_parameters(wrapper) == rosa.count_parameters(model)
+    rosa.unpatch(wrapper)
+    assert not rosa.is_patched(model)
+
+
+def test_parameters_renamed_since_are_named_and_nothing_is_undone(make_patched):
+    model = make_patched()
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    before = fingerprint(model)
+    with pytest.raises(ValueError, match="have other names since it was patched, .*q_proj.weight among them"):
+        rosa.unpatch(model)
+    assert same(fingerprint(model), before) and rosa.is_patched(model)
+
+
+def test_an_offloaded_model_and_one_without_head_dim_are_refused(make_model):
+    offloaded = cpu_offload(make_model(), execution_device="cpu")
+    with pytest.raises(rosa.UnsupportedModelError, match="self_attn is offloaded to the CPU or to disk"):
+        rosa.patch(offloaded)
+    with torch.device("meta"):
+        neox = GPTNeoXForCausalLM(
+            GPTNeoXConfig(
+                vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+            )
+        )
+    with pytest.raises(rosa.UnsupportedModelError):
+        rosa.patch(neox)
+
+
+def test_cos_of_another_width_than_was_found_is_refused(make_patched):
+    roae = make_patched().model.layers[0].self_attn.roae
+    q, cos = torch.randn(1, 4, 3, 16), torch.randn(1, 3, 8)
+    with pytest.raises(
+        rosa.UnsupportedModelError, match="a cos or sin 8 wide; when it was patched, 16 was found to fit"
+    ):
+        roae(q, q[:, :2], cos, cos, torch.randn(1, 3, 32))
+
+
+def test_further_arguments_of_the_rotary_function_are_refused(make_patched):
+    attention = make_patched().model.layers[0].self_attn
+    handed = AdaptedCos(torch.randn(1, 3, 16), torch.randn(1, 3, 32), attention.roae)
+    with pytest.raises(rosa.UnsupportedModelError, match="further arguments .*unsqueeze_dim"):
+        rotary_globals(attention)["apply_rotary_pos_emb"](None, None, handed, None, unsqueeze_dim=2)

@@ -1,5 +1,8 @@
 """DynamicLayerSelection: the two modes, the sequence of selections, and everyone who takes it for an optimizer."""
 
+import copy
+import gc
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -201,6 +204,15 @@ def test_gradient_accumulation_equals_one_large_batch(make_patched, batch):
         torch.testing.assert_close(parts[name], whole[name])
 
 
+def test_grad_scaler_over_an_fp16_base(make_patched, batch):
+    model = make_patched(dtype=torch.float16).train()
+    optimizer, scaler = wrap(model, interval=1), torch.amp.GradScaler("cpu", init_scale=8.0)
+    before = values(model)
+    scaler.scale(model(**batch).loss).backward()
+    scaler.step(optimizer)  # refuses 16-bit parameters
+    assert not equal(before, values(model)) and len(optimizer.history) == 1
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_grad_scaler(make_patched, batch, fused):
     ends = []
@@ -318,6 +330,60 @@ def test_a_plain_model(make_model, batch):
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     layers = {int(n.split(".")[2]) for n in moved if ".layers." in n}
     assert layers == set(optimizer.selected_layers) and {"lm_head.weight", "model.norm.weight"} <= moved
+
+
+@pytest.mark.parametrize("mode", ["mask", "skip"])
+def test_an_optimizer_that_holds_a_frozen_base_too_leaves_it_frozen(make_model, batch, mode):
+    model = get_peft_model(make_model(), LoraConfig(r=2, target_modules="all-linear")).train()
+    before, trainable = values(model), {n for n, p in model.named_parameters() if p.requires_grad}
+    adamw = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = DynamicLayerSelection(adamw, model, interval=3, mode=mode)
+    train(model, optimizer, batch, 8)
+    after = values(model)
+    assert {n for n in before if not torch.equal(before[n], after[n])} <= trainable
+    optimizer.unfreeze()
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == trainable
+
+
+@pytest.mark.parametrize("gone", ["deleted", "unfrozen"])
+def test_mask_drops_nothing_once_its_optimizer_is_gone(make_patched, batch, gone):
+    model = make_patched().train()
+    optimizer = wrap(model, mode="mask", interval=2, k_ratio=0.25)
+    train(model, optimizer, batch, 2)
+    backward(model, batch)
+    assert sum(layer.self_attn.roae.up.grad is not None for layer in model.model.layers) == 1
+    if gone == "deleted":
+        del optimizer
+        gc.collect()
+    else:
+        optimizer.unfreeze()
+    backward(model, batch)
+    assert all(p.grad is not None for p in rosa.trainable_parameters(model))
+
+
+def test_zero_grad_clears_norms_that_serve_the_score_alone(make_patched, batch):
+    model = make_patched(config=rosa.RosaConfig(rank=4, train_norms=False)).train()
+    optimizer = wrap(model, interval=1)
+    backward(model, batch)
+    assert model.model.layers[0].input_layernorm.weight.grad is not None
+    optimizer.zero_grad()  # as after a step that GradScaler skipped
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_layers_are_numbered_as_in_the_model_where_only_some_take_part(make_patched, batch):
+    model = make_patched(config=rosa.RosaConfig(rank=4, layers=(2, 3))).train()
+    optimizer = wrap(model, interval=1)
+    train(model, optimizer, batch, 3)
+    assert optimizer.layers == (2, 3) and optimizer.num_layers == len(optimizer.scores) == 2
+    assert all(set(s.layers) < {2, 3} for s in optimizer.history)
+
+
+def test_a_deep_copy_of_the_optimizer(make_patched, batch):
+    model = make_patched().train()
+    optimizer = wrap(model)
+    train(model, optimizer, batch, 6)
+    twin = copy.deepcopy(optimizer)
+    assert twin.history == optimizer.history and twin.selected_layers == optimizer.selected_layers
 
 
 def test_gpt2_has_layers_too():

@@ -60,6 +60,33 @@ def test_selections_are_logged(make_trainer):
         assert tuple(entry[f"dls/score/{i}"] for i in range(4)) == selection.scores
 
 
+def test_selections_are_logged_in_a_second_training_too(make_trainer):
+    trainer = make_trainer(dls={"interval": 5})
+    trainer.train()
+    trainer.train()  # Trainer counts its steps anew, layer selection does not
+    made = [s.step for s in trainer.layer_selection.history]
+    assert made == [5, 10, 15, 20]
+    assert [e["step"] for e in trainer.state.log_history if "dls/layers" in e] == [3, 8]
+
+
+def test_layers_that_a_loop_of_the_users_left_frozen_train_again(make_trainer, make_patched, batch):
+    model = make_patched().train()
+    adamw = torch.optim.AdamW(rosa.trainable_parameters(model))
+    own = rosa.DynamicLayerSelection(adamw, model, interval=2, k_ratio=0.25)
+    for _ in range(2):
+        model(**batch).loss.backward()
+        own.step()
+    trainer = make_trainer(model=model)
+    trainer.create_optimizer()
+    assert trainer.layer_selection.num_layers == 4
+
+
+def test_liger_over_a_patched_model_is_refused(make_patched, tmp_path):
+    arguments = TrainingArguments(str(tmp_path), report_to=[], use_liger_kernel=True)
+    with pytest.raises(ValueError, match=r"use_liger_kernel=True .* rope=False before rosa.patch"):
+        rosa.RosaTrainer(make_patched(), arguments)
+
+
 def test_checkpoints_hold_the_adapter_and_not_the_base(make_trainer, tmp_path):
     make_trainer(steps=4).train()
     files = set(os.listdir(tmp_path / "run" / "checkpoint-4"))

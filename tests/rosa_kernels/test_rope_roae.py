@@ -192,6 +192,15 @@ def test_any_strides(kernel_device):
     assert max(relative_errors(run(inputs, backend="triton"), run(inputs, backend="reference"))) < 1e-14
 
 
+def test_signals_of_any_strides(kernel_device):
+    q, k, cos, sin, signal, key_signal = make_inputs(batch=1, device=kernel_device)
+    columns = torch.randn(1, 5, 32, dtype=torch.float64, device=kernel_device)[..., ::2]
+    transposed = torch.randn(1, 8, 5, dtype=torch.float64, device=kernel_device).transpose(1, 2)
+    for signals in ((columns, key_signal), (signal, transposed)):
+        outputs = [rope_roae(q, k, cos, sin, *signals, backend=b) for b in ("triton", "reference")]
+        assert max(relative_errors(*outputs)) < 1e-14
+
+
 def test_cos_of_half_the_width(kernel_device):
     q, k, cos, sin, signal, key_signal = make_inputs(head_dim=16, device=kernel_device)
     half = (q, k, cos[..., :8], sin[..., :8], signal, key_signal)
