@@ -9,6 +9,7 @@ every storage once; what does not grow with the tokens, such as a cast copy of a
 from __future__ import annotations
 
 import os
+import weakref
 
 if __name__ == "__main__":
     # The launches are counted, not timed: without a GPU they run in the interpreter.
@@ -68,6 +69,13 @@ def _is_view(out: object, args: tuple) -> bool:
     return out is not args[0] and out.untyped_storage()._cdata == args[0].untyped_storage()._cdata
 
 
+class _Saved:
+    """A tensor saved for backward, alive as long as the graph holds it."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+
 def measure(
     layer: nn.Module, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor]
 ) -> tuple[int, int, int]:
@@ -79,20 +87,20 @@ def measure(
         position_embeddings (tuple of Tensor): cos and sin `[1, seq, head_dim]`.
     """
     parameters = {p.untyped_storage().data_ptr() for p in layer.parameters()}
-    saved: dict[int, int] = {}
+    held: weakref.WeakSet[_Saved] = weakref.WeakSet()
 
-    def pack(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return t
+    def pack(t: Tensor) -> _Saved:
+        held.add(saved := _Saved(t))
+        return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), _Launches() as forward:
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor), _Launches() as forward:
         out = layer(hidden_states, position_embeddings=position_embeddings, attention_mask=None)
+    # What belongs to a part of the graph that was dropped again is no longer held.
+    storages = {s.data_ptr(): s.nbytes() for s in (saved.tensor.untyped_storage() for saved in held)}
     direction = torch.ones_like(out)
     with _Launches() as backward:
         out.backward(direction)
-    return forward.count, backward.count, sum(saved.values())
+    return forward.count, backward.count, sum(n for pointer, n in storages.items() if pointer not in parameters)
 
 
 def frozen(model: Qwen2Model) -> None:
