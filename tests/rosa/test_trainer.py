@@ -105,6 +105,8 @@ def test_a_resumed_run_ends_bitwise_as_one_that_did_not_stop(make_trainer, dls):
     resumed.train(resume_from_checkpoint=True)
     assert equal(values(straight.model), values(resumed.model))
     assert straight.layer_selection.history == resumed.layer_selection.history
+    logged = [[e["step"] for e in t.state.log_history if "dls/layers" in e] for t in (straight, resumed)]
+    assert logged == [[5, 10], [5, 10]]  # a selection from before the checkpoint is not logged again
 
 
 class After(TrainerCallback):
