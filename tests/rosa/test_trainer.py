@@ -99,7 +99,7 @@ def test_a_resumed_run_ends_bitwise_as_one_that_did_not_stop(make_trainer, dls):
     straight = make_trainer("straight", dls=dls)
     straight.train()
     stopped = make_trainer("stopped", dls=dls)
-    stopped.add_callback(After(7, lambda control: setattr(control, "should_training_stop", True)))
+    stopped.add_callback(After(9, lambda control: setattr(control, "should_training_stop", True)))
     stopped.train()
     resumed = make_trainer("stopped", dls=dls)
     resumed.train(resume_from_checkpoint=True)
