@@ -74,10 +74,9 @@ class RosaTrainer(Trainer):
                 self.layer_selection.unfreeze()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        # Trainer takes what requires gradients, and an earlier selection may have frozen some.
         for parameter in trainable_parameters(self.model):
-            parameter.requires_grad_(
-                True
-            )  # Trainer takes what requires gradients, and a selection may have frozen some
+            parameter.requires_grad_(True)
         super().create_optimizer(*args, **kwargs)
         if not _has_reentrant_checkpoints(self.model):
             # With gradient checkpointing, transformers lets the embeddings' output require gradients. Only reentrant
