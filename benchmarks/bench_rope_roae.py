@@ -1,66 +1,39 @@
-"""RoPE with RoAE on queries and keys, forward and backward, beside plain RoPE and beside eager PyTorch.
-
-On a GPU: bfloat16, the shapes of the paper's three models, medians of device events after warm-up with the L2 cache
-flushed. Without one: float32, small, on the reference backend, so that the benchmarks run anywhere; those times say
-nothing about a GPU.
-"""
+"""The op `rope_roae`: RoPE with RoAE on queries and keys, beside plain RoPE and beside plain PyTorch."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
-from benchmarks.providers import Inputs, providers
-from rosa_kernels.offline import SHAPES, Shape
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CASES = (
-    [(shape, batch, seq) for shape in SHAPES for batch, seq in ((2, 230), (2, 2048), (1, 16384))]
-    if DEVICE == "cuda"
-    else [(Shape("small", 4, 2, 64, 8), 2, 64)]
-)
+from benchmarks.accuracy import accuracy
+from benchmarks.cases import ACCURACY_CASES, CASES, DTYPE, Case
+from benchmarks.passes import MODES, one_pass
+from benchmarks.providers import PLAIN, ROPE_ROAE, eager, huggingface, leaves, rope_inputs
+from rosa_kernels.offline import bytes_per_token, launches
 
 
-def make_inputs(shape: Shape, batch: int, seq: int) -> Inputs:
-    dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
-
-    def normal(*size: int) -> torch.Tensor:
-        return torch.randn(size, dtype=dtype, device=DEVICE)
-
-    def heads(count: int) -> torch.Tensor:
-        return normal(batch, seq, count, shape.head_dim).transpose(1, 2).requires_grad_()
-
-    angle = torch.rand(1, seq, shape.head_dim // 2, device=DEVICE) * 6.3
-    angle = torch.cat((angle, angle), dim=-1)
-    d_low = 2 * shape.low_pairs
-    return Inputs(
-        heads(shape.heads), heads(shape.key_heads), angle.cos().to(dtype), angle.sin().to(dtype),
-        normal(batch, seq, shape.heads * d_low).requires_grad_(),
-        normal(batch, seq, shape.key_heads * d_low).requires_grad_(),
-    )  # fmt: skip
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("provider", ROPE_ROAE)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def bench_rope_roae(measure, case, provider, mode):
+    x = rope_inputs(case)
+    run = one_pass(mode, lambda: ROPE_ROAE[provider](x), leaves(x, provider))
+    moved = {"bytes": launch_bytes(case, mode)} if provider == "fused" else {}
+    measure(run, group="rope_roae", provider=provider, mode=mode, **case.labels, **moved)
 
 
-@pytest.mark.parametrize(("shape", "batch", "seq"), CASES, ids=[f"{s.name}-{b}x{n}" for s, b, n in CASES])
-@pytest.mark.parametrize("mode", ["forward", "backward", "both"])
-@pytest.mark.parametrize("provider", list(providers(DEVICE)))
-def bench_rope_roae(measure, provider, mode, shape, batch, seq):
-    torch.compiler.reset()  # a compiled function gives up after eight shapes
-    x = make_inputs(shape, batch, seq)
-    function = providers(DEVICE)[provider]
-    directions = [torch.randn_like(x.q), torch.randn_like(x.k)]
-    leaves = x.leaves if provider in ("eager", "fused", "compiled") else x.leaves[:2]
-    outputs = function(x)
+@pytest.mark.parametrize("provider", ROPE_ROAE)
+@pytest.mark.parametrize("case", ACCURACY_CASES, ids=str)
+def bench_rope_roae_accuracy(record, case, provider):
+    exact = huggingface if provider in PLAIN else eager
+    errors = accuracy(provider, ROPE_ROAE[provider], exact, rope_inputs(case))
+    record(group="rope_roae", provider=provider, mode="accuracy", **case.labels, **errors)
 
-    def forward():
-        return function(x)
 
-    def backward():
-        return torch.autograd.grad(outputs, leaves, directions, retain_graph=True)
-
-    def both():
-        return torch.autograd.grad(function(x), leaves, directions)
-
-    measure(
-        {"forward": forward, "backward": backward, "both": both}[mode],
-        op="rope_roae", provider=provider, mode=mode, shape=shape.name, batch=batch, seq=seq,
-    )  # fmt: skip
+def launch_bytes(case: Case, mode: str) -> float:
+    """Bytes that the op's launches must move: every tensor once."""
+    per_token = {
+        launch.kernel.fn.__name__: bytes_per_token(launch)
+        for launch in launches(case.shape, case.batch, case.seq, DTYPE)
+    }
+    passes = ("forward", "backward") if mode == "both" else (mode,)
+    return case.batch * case.seq * sum(per_token[f"rope_roae_{name}_kernel"] for name in passes)

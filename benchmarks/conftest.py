@@ -1,81 +1,78 @@
-"""Measures, and keeps what was measured as rows of data in `benchmarks/results/<device>/<date>.json`."""
+"""The benchmarks' options and fixtures: `measure` times and records a function, `record` keeps a row of its own."""
 
 from __future__ import annotations
 
-import datetime
-import json
-import platform
-import subprocess
+import os
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # models and inputs are made here
 
 import pytest
 import torch
 
-RESULTS = Path(__file__).parent / "results"
-ROWS = pytest.StashKey[list]()
+from benchmarks.presets import PRESETS
+from benchmarks.providers import unavailable
+from benchmarks.results import Recorder
+
+RECORDER = pytest.StashKey[Recorder]()
 
 
-def device_name() -> str:
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {platform.machine()}"
-    return name.replace(" ", "_").lower()
+def pytest_addoption(parser):
+    group = parser.getgroup("RoSA benchmarks")
+    group.addoption("--preset", choices=PRESETS, help="model of the training step (default: the largest that fits)")
+    group.addoption("--results", type=Path, help="file for the rows (default: benchmarks/results/<device>/<date>.json)")
 
 
 def pytest_configure(config):
-    config.stash[ROWS] = []
+    config.stash[RECORDER] = Recorder(config.getoption("--results"))
+
+
+@pytest.fixture(autouse=True)
+def _skip_unavailable(request):
+    """Skips, with the reason, a provider that cannot run here."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if "case" in parameters and (reason := unavailable(parameters["provider"], parameters["case"])):
+        pytest.skip(reason)
 
 
 @pytest.fixture
-def measure(benchmark, request):
-    """`measure(function, **labels)` times the function and keeps the labels and the median time as a row."""
+def record(request):
+    """`record(**row)` keeps a row of data."""
+    return lambda **row: request.config.stash[RECORDER].add(row)
 
-    def measured(function, **labels):
-        benchmark.group = " ".join(str(labels[name]) for name in ("op", "mode", "shape", "batch", "seq"))
+
+@pytest.fixture
+def measure(benchmark, record):
+    """`measure(function, **row)` times a function and keeps the row with its time.
+
+    The time is the median: on a GPU of device events, after warm-up, with the L2 cache flushed before every repetition.
+    """
+
+    def measured(function, **row):
+        benchmark.group = " ".join(str(row[label]) for label in ("group", "mode", "shape", "batch", "seq"))
+        if benchmark.disabled:  # --benchmark-disable: run once, time nothing
+            function()
+            return
         if torch.cuda.is_available():
             from triton.testing import do_bench
 
-            # Device events, warm-up, and a flush of the L2 cache before every repetition.
-            milliseconds = do_bench(function, warmup=50, rep=200, return_mode="median")
+            milliseconds = do_bench(function, return_mode="median")
             benchmark.extra_info["device_ms"] = milliseconds
-            benchmark.pedantic(lambda: (function(), torch.cuda.synchronize()), rounds=5, warmup_rounds=1)
+            benchmark.pedantic(lambda: (function(), torch.cuda.synchronize()), rounds=3)
         else:
             benchmark(function)
             milliseconds = benchmark.stats.stats.median * 1e3
-        request.config.stash[ROWS].append({**labels, "milliseconds": milliseconds})
+        record(**row, milliseconds=milliseconds)
 
     return measured
 
 
-def pytest_sessionfinish(session):
-    rows = session.config.stash[ROWS]
-    if not rows:
+def pytest_terminal_summary(terminalreporter, config):
+    recorder = config.stash[RECORDER]
+    if not recorder.rows:
         return
-    folder = RESULTS / device_name()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{datetime.datetime.now():%Y-%m-%d_%H%M%S}.json"
-    path.write_text(json.dumps({**environment(), "rows": rows}, indent=1) + "\n")
-    print(f"\nresults in {path}")
+    terminalreporter.write_line(f"{len(recorder.rows)} rows in {recorder.path}")
     if not torch.cuda.is_available():
-        print("These are CPU times at small sizes, on the reference backend. They say nothing about a GPU.")
-
-
-def environment() -> dict[str, str | None]:
-    """Versions, driver and commit, for the record."""
-    import transformers
-    import triton
-
-    return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "commit": _output("git", "rev-parse", "--short", "HEAD"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def _output(*command: str) -> str | None:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        terminalreporter.write_line(
+            "These are CPU times at small sizes, on the reference backend. They say nothing about a GPU."
+        )

@@ -120,7 +120,7 @@ def rosa_frozen_by_dls(model: Qwen2Model) -> None:
 
 def rosa_naive(model: Qwen2Model) -> None:
     """RoSA written operation by operation, in the base's dtype."""
-    rosa_fused(model, adapter_dtype="bfloat16")
+    rosa_fused(model, adapter_dtype=str(model.dtype).removeprefix("torch."))
     for layer in model.layers:
         layer.self_attn.roae.forward = _naive_forward.__get__(layer.self_attn.roae)
 
