@@ -19,6 +19,7 @@ demo: install
 test: install
 	$(BIN)/pytest --numprocesses 2
 
+# Without a GPU: small sizes, on the reference backend. On a GPU, benchmarks/gpu.sh is the one to run.
 bench: install
 	$(BIN)/pytest benchmarks
 

@@ -1,7 +1,8 @@
 """A whole training step of a Qwen2 causal language model with random weights: loss, backward and a real AdamW step.
 
 `--preset tiny/0.5b/1.5b/7b` chooses the model, of the true Qwen2.5 configurations, vocabulary included; the default is
-the largest that fits the card's memory (`benchmarks.presets.default_preset`), and `tiny` without a GPU. Every method
+the largest whose estimated need is within nine tenths of the card's memory (`benchmarks.presets.needed_bytes`), and
+`tiny` without a GPU. Every method
 starts from the same weights and takes the same batch.
 
 The time of a step is the mean over whole rounds: with DLS a round is the interval between two selections, the selection

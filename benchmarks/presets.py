@@ -28,20 +28,23 @@ NAMES = {"tiny": "tiny Qwen2", "0.5b": "Qwen2.5-0.5B", "1.5b": "Qwen2.5-1.5B", "
 
 
 def default_preset(tokens: int) -> str:
-    """The largest preset whose training step with any of the methods fits the card's memory; "tiny" without a GPU.
-
-    A preset fits if nine tenths of the card's memory hold the weights in bfloat16, what DoRA, the greediest method,
-    saves for backward (115 bytes a token, layer and hidden unit, by `python -m benchmarks.static`), and the logits with
-    what the loss makes of them (14 bytes a token and word).
-    """
+    """The largest preset whose training step with any of the methods fits the card; "tiny" without a GPU."""
     if not torch.cuda.is_available():
         return "tiny"
-    room = 0.9 * torch.cuda.get_device_properties(0).total_memory
-    return next((name for name in ("7b", "1.5b") if needed_bytes(PRESETS[name], tokens) <= room), "0.5b")
+    return largest_that_fits(tokens, torch.cuda.get_device_properties(0).total_memory)
+
+
+def largest_that_fits(tokens: int, memory: float) -> str:
+    """The largest preset that nine tenths of a card's memory, in bytes, hold; "0.5b" if none does."""
+    return next((name for name in ("7b", "1.5b") if needed_bytes(PRESETS[name], tokens) <= 0.9 * memory), "0.5b")
 
 
 def needed_bytes(config: Qwen2Config, tokens: int) -> int:
-    """Bytes that a training step of `tokens` tokens is estimated to need."""
+    """Bytes that a training step of `tokens` tokens is estimated to need with any of the methods.
+
+    The weights in bfloat16; what DoRA, the greediest method, saves for backward (115 bytes a token, layer and hidden
+    unit, by `python -m benchmarks.static`); the logits and what the loss makes of them (14 bytes a token and word).
+    """
     d, kv = config.hidden_size, config.hidden_size // config.num_attention_heads * config.num_key_value_heads
     layer = 2 * d * d + 2 * d * kv + 3 * d * config.intermediate_size
     embeddings = config.vocab_size * d * (1 if config.tie_word_embeddings else 2)

@@ -1,7 +1,7 @@
 """Rows of measurements as data: how they are written while they come, and how they are read back.
 
 A file is one run on one machine: the machine, versions and commit, and under "rows" flat objects of labels and numbers.
-Every row has `group`, `provider`, `mode`, `shape`, `batch` and `seq`; what else it has is up to its group.
+Every row has LABELS, and the numbers of its group.
 """
 
 from __future__ import annotations
@@ -9,16 +9,32 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-LABELS = ("group", "provider", "mode", "shape", "batch", "seq")
+COUNTED = RESULTS / "counted" / "decoder_layer.json"  # of `python -m benchmarks.static --save`
+TEXTS = ("group", "provider", "mode", "shape")
+LABELS = (*TEXTS, "batch", "seq")
+ERRORS = ("output_max_abs", "output_relative_l2", "gradient_max_abs", "gradient_relative_l2")
+# What a row has besides its labels, by group; rows of the mode "accuracy" have ERRORS.
+NUMBERS = {
+    "rope_roae": ("milliseconds",),  # and `bytes` where they are known
+    "roae": ("milliseconds",),
+    "attention": ("milliseconds",),
+    "decoder_layer": ("milliseconds",),
+    "training_step": ("milliseconds", "tokens_per_second", "trainable_parameters", "peak_bytes", "flops"),
+    "copy": ("milliseconds", "bytes"),
+    "matmul": ("milliseconds", "flops"),
+    "counted": ("forward", "backward", "saved_per_token", "saved_besides"),
+}
 PACKAGES = ("torch", "triton", "transformers", "peft", "liger_kernel")
 
 Row = dict[str, Any]
@@ -46,9 +62,9 @@ class Recorder:
         self._environment: dict[str, str | None] = {}
 
     def add(self, row: Row) -> None:
-        """Keeps one row, which must have the labels that every row has."""
-        if missing := [label for label in LABELS if label not in row]:
-            raise ValueError(f"a row needs {', '.join(missing)}: {row}")
+        """Keeps one row; it must have the labels and numbers of its group."""
+        if fault := _fault(row):
+            raise ValueError(f"{fault}: {row}")
         self._environment = self._environment or environment()
         self.rows.append(row)
         write(self.path, self._environment, self.rows)
@@ -68,7 +84,7 @@ def read(path: Path) -> Run:
     """Reads and checks one file of results.
 
     Raises:
-        ResultsError: no such file, no JSON, or a row without its labels or with numbers that are none.
+        ResultsError: no such file, no JSON, or a row without the labels and numbers of its group.
     """
     try:
         content = json.loads(path.read_text())
@@ -76,29 +92,37 @@ def read(path: Path) -> Run:
         raise ResultsError(f"{path}: no such file; `pytest benchmarks` or `bash benchmarks/gpu.sh` makes one") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ResultsError(f"{path}: not a JSON file of results ({error})") from None
-    if not isinstance(content, dict) or not isinstance(content.get("rows"), list) or "device" not in content:
-        raise ResultsError(f'{path}: a file of results is an object with "device" and a list "rows"')
+    if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
+        raise ResultsError(f'{path}: a file of results is an object with a list "rows"')
+    if not isinstance(content.get("device"), str):
+        raise ResultsError(f'{path}: a file of results names the machine in "device"')
     rows = content.pop("rows")
     for number, row in enumerate(rows, start=1):
-        _check(path, number, row)
+        if fault := _fault(row):
+            raise ResultsError(f"{path}, row {number}: {fault}")
     return Run(path, content, rows)
 
 
-def _check(path: Path, number: int, row: object) -> None:
+def _fault(row: object) -> str | None:
+    """What is wrong with a row, or None."""
     if not isinstance(row, dict):
-        raise ResultsError(f"{path}, row {number}: a row is an object, got {row!r}")
+        return f"a row is an object, got {row!r}"
     if missing := [label for label in LABELS if label not in row]:
-        raise ResultsError(f"{path}, row {number}: lacks {', '.join(missing)}")
-    for label in ("group", "provider", "mode", "shape"):
-        if not isinstance(row[label], str):
-            raise ResultsError(f"{path}, row {number}: {label} must be a text, got {row[label]!r}")
-    for label in row.keys() - {"group", "provider", "mode", "shape"}:
-        is_number = isinstance(row[label], (int, float)) and not isinstance(row[label], bool)
-        if row[label] is not None and not is_number:
-            raise ResultsError(f"{path}, row {number}: {label} must be a number or null, got {row[label]!r}")
-    time = row.get("milliseconds")
-    if time is not None and not 0 < time < float("inf"):
-        raise ResultsError(f"{path}, row {number}: milliseconds must be positive, got {time}")
+        return f"lacks {', '.join(missing)}"
+    if row["group"] not in NUMBERS:
+        return f"group must be one of {', '.join(NUMBERS)}, got {row['group']!r}"
+    if missing := [n for n in (ERRORS if row["mode"] == "accuracy" else NUMBERS[row["group"]]) if n not in row]:
+        return f"lacks {', '.join(missing)}"
+    for name, value in row.items():
+        if name in TEXTS:
+            if not isinstance(value, str):
+                return f"{name} must be a text, got {value!r}"
+        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+            if not (name == "peak_bytes" and value is None):  # a CPU's
+                return f"{name} must be a number, got {value!r}"
+        elif not math.isfinite(value) or (name == "milliseconds" and value <= 0):
+            return f"{name} must be finite, and a time positive, got {value}"
+    return None
 
 
 def device_name() -> str:
@@ -134,3 +158,35 @@ def _output(*command: str) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, cwd=RESULTS.parent).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+class Machine:
+    """All that is known of one device: for each group of rows the newest run that has it."""
+
+    def __init__(self, device: str, runs: Sequence[Run]):
+        self.device = device
+        self.runs: dict[str, Run] = {}
+        for run in sorted(runs, key=lambda run: (run.environment.get("date") or "", run.path.name)):
+            self.runs |= {row["group"]: run for row in run.rows}
+
+    def rows(self, group: str, **labels: object) -> list[Row]:
+        """The rows of a group whose labels are as given."""
+        rows = self.runs[group].rows if group in self.runs else []
+        return [row for row in rows if row["group"] == group and labels.items() <= row.items()]
+
+    def find(self, group: str, **labels: object) -> Row | None:
+        """The last row of a group whose labels are as given."""
+        rows = self.rows(group, **labels)
+        return rows[-1] if rows else None
+
+    def rate(self, group: str, what: Literal["bytes", "flops"]) -> float | None:
+        """Bytes or operations a second that a copy or a matrix product reached in the run that the group is from."""
+        limit = {"bytes": "copy", "flops": "matmul"}[what]
+        row = next((row for row in self.runs[group].rows if row["group"] == limit), None)
+        return None if row is None else row[what] / row["milliseconds"] * 1e3
+
+
+def machines(runs: Sequence[Run]) -> list[Machine]:
+    """The runs by device, GPUs only: CPU times say nothing about a GPU."""
+    devices = sorted({run.environment["device"] for run in runs if not run.environment["device"].startswith("cpu")})
+    return [Machine(device, [run for run in runs if run.environment["device"] == device]) for device in devices]

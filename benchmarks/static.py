@@ -3,11 +3,12 @@
 One decoder layer of Qwen2.5-7B shape, bfloat16, sdpa, one pass forward and backward. Launches are operators that
 compute (views are not counted; a Triton launch counts as one). Saved bytes are those that every further token adds,
 every storage once; what does not grow with the tokens, such as a cast copy of a weight, stands apart.
-`python -m benchmarks.static` prints the table.
+`python -m benchmarks.static` prints the table, and with `--save` keeps its rows for the report.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import weakref
 
@@ -29,6 +30,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Model, apply_rotary_po
 
 import rosa
 from benchmarks.providers import enhance
+from benchmarks.results import COUNTED, environment, write
 
 TOKENS = (16, 32)  # the cost of a token is the difference
 SHAPE = dict(
@@ -172,10 +174,18 @@ def cost(adapt: Callable[[Qwen2Model], None]) -> Cost:
 
 def main() -> None:
     """Prints the table, measured as it runs."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.static", description=main.__doc__)
+    parser.add_argument("--save", action="store_true", help=f"keep the rows in {COUNTED}")
+    save = parser.parse_args().save
+    rows = []
     print(f"{'layer':32} {'forward':>8} {'backward':>9} {'saved a token':>14} {'besides':>12}")
     for name, adapt in LAYERS.items():
         c = cost(adapt)
         print(f"{name:32} {c.forward:8} {c.backward:9} {c.saved_per_token:14,} {c.saved_besides:12,}")
+        labels = dict(group="counted", provider=name, mode="both", shape="Qwen2.5-7B", batch=1, seq=TOKENS[0])
+        rows.append({**labels, **c._asdict()})
+    if save:
+        write(COUNTED, environment(), rows)
     print("launches of a decoder layer of Qwen2.5-7B shape, one pass; bytes saved for backward. Counted, not timed.")
 
 

@@ -1,0 +1,134 @@
+"""Makes the README's tables and the pictures under docs/ from the rows in `benchmarks/results/`. Nothing is typed.
+
+    python -m benchmarks.report            writes README.md and docs/ from the kept results
+    python -m benchmarks.report FILES      the same from these files of results alone
+    python -m benchmarks.report --print …  prints the tables instead, and writes nothing
+
+Of every device and group the newest run counts. CPU times say nothing about a GPU and are in no table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import charts, tables, targets
+from benchmarks.results import RESULTS, Machine, ResultsError, Run, machines, read
+
+ROOT = Path(__file__).parent.parent
+NOT_MEASURED = (
+    "**Speed and memory on a GPU: still to be measured.** On a machine with a GPU, `bash benchmarks/gpu.sh OUTDIR` "
+    "runs the\ntests with the compiled kernels and the benchmarks, and `python -m benchmarks.report` puts the tables "
+    "here."
+)
+
+
+def kept_results(folder: Path = RESULTS) -> list[Path]:
+    """The files of results under a folder."""
+    return sorted(folder.rglob("*.json"))
+
+
+def sections(runs: Sequence[Run]) -> dict[str, str]:
+    """The README's generated parts by name."""
+    parts = {}
+    if counted := _counted(runs):
+        parts["counted"] = f"{tables.counted(counted)}\n\n![Launches and saved bytes](docs/benchmark_counted.png)"
+    parts["gpu"] = "\n\n".join(_machine(machine) for machine in machines(runs)) or NOT_MEASURED
+    return parts
+
+
+def _machine(machine: Machine) -> str:
+    """The tables of one GPU: targets, times, training step, errors."""
+    parts = [f"#### {machine.device}", targets.table(machine)]
+    for group in timed_groups(machine):
+        parts += [tables.timed(machine, group), f"![{group}](docs/{chart_name(machine, group)})"]
+    if machine.rows("training_step"):
+        parts += [tables.training(machine), f"![training step](docs/{chart_name(machine, 'training_step')})"]
+    return "\n\n".join([*parts, *tables.accuracy(machine)])
+
+
+def draw(runs: Sequence[Run], docs: Path) -> None:
+    """Draws the pictures into the folder `docs`."""
+    if counted := _counted(runs):
+        charts.counted(counted, docs / "benchmark_counted.png")
+    for machine in machines(runs):
+        for group in timed_groups(machine):
+            charts.timed(machine, group, docs / chart_name(machine, group))
+        if machine.rows("training_step"):
+            charts.training(machine, docs / chart_name(machine, "training_step"))
+
+
+def timed_groups(machine: Machine) -> list[str]:
+    """The ops and layers that were timed on the machine."""
+    return [group for group in tables.TITLES if machine.rows(group, mode="both")]
+
+
+def chart_name(machine: Machine, group: str) -> str:
+    """File name of the picture of a group."""
+    return f"benchmark_{re.sub(r'[^a-z0-9]+', '_', machine.device.lower())}_{group}.png"
+
+
+def _counted(runs: Sequence[Run]) -> Run | None:
+    return next((run for run in runs if any(row["group"] == "counted" for row in run.rows)), None)
+
+
+def fill(readme: str, parts: dict[str, str]) -> str:
+    """The README's text with each part between its markers.
+
+    Raises:
+        ResultsError: the README lacks a part's markers.
+    """
+    for name, part in parts.items():
+        begin, end = f"<!-- report:{name} begin -->", f"<!-- report:{name} end -->"
+        before, found, rest = readme.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise ResultsError(f"the README lacks {begin} … {end}, between which the report writes")
+        readme = f"{before}{begin}\n{part}\n{end}{after}"
+    return readme
+
+
+def write_report(runs: Sequence[Run], root: Path = ROOT) -> dict[str, str]:
+    """Writes `root`/README.md and the pictures in `root`/docs; returns the parts by name.
+
+    Raises:
+        ResultsError: the README has no place for a part. Nothing was written.
+    """
+    readme, docs = root / "README.md", root / "docs"
+    parts = sections(runs)
+    text = fill(readme.read_text(encoding="utf-8"), parts)
+    docs.mkdir(exist_ok=True)
+    draw(runs, docs)
+    readme.write_text(text, encoding="utf-8")
+    return parts
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help="files of results (default: all that are kept)"
+    )
+    parser.add_argument("--print", action="store_true", dest="only_print", help="print the tables and write nothing")
+    options = parser.parse_args(arguments)
+    try:
+        files = options.files or kept_results()
+        runs = [read(path) for path in files]
+        parts = sections(runs) if options.only_print else write_report(runs)
+    except ResultsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("\n\n".join(parts.values()))
+    for run in runs:
+        if run.environment["device"].startswith("cpu") and run is not _counted(runs):
+            print(f"{run.path}: CPU times; they say nothing about a GPU and are in no table")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

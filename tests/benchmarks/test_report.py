@@ -1,0 +1,209 @@
+"""The report: tables, targets and pictures from rows, here made-up ones of a GPU that does not exist."""
+
+import json
+
+import pytest
+
+from benchmarks import report, targets
+from benchmarks.results import ResultsError, machines, read
+
+ABOUT = {"device": "NVIDIA Made-Up 1", "date": "2020-01-02", "driver": "1.2", "commit": "abc1234", "torch": "2.11.0"}
+CASES = [
+    {"shape": shape, "batch": batch, "seq": seq}
+    for shape in ("Qwen2.5-7B", "Gemma-2-9B")
+    for batch, seq in ((2, 230), (2, 2048), (1, 16384))
+]
+# Time of each provider as a multiple of the fused op's, so that some targets are met and some missed.
+SLOWER = {"huggingface": 4.0, "liger": 0.9, "eager": 6.0, "compiled": 1.5, "separate": 1.2, "fused": 1.0}
+METHODS = {  # milliseconds, bytes
+    "frozen floor": (200.0, 30e9),
+    "RoSA skip": (220.0, 33e9),
+    "RoSA mask": (230.0, 35e9),
+    "LoRA r=16": (300.0, 40e9),
+}
+ERRORS = {"output_max_abs": 1e-3, "output_relative_l2": 2e-3, "gradient_max_abs": 3e-3, "gradient_relative_l2": 4e-3}
+README = """# Title
+before
+<!-- report:counted begin -->
+old
+<!-- report:counted end -->
+between
+<!-- report:gpu begin -->
+<!-- report:gpu end -->
+after
+"""
+
+
+def timed_rows():
+    limits = dict(provider="torch", mode="forward", batch=1, seq=1)
+    yield dict(limits, group="copy", shape="2 GB", milliseconds=1.0, bytes=4e9)
+    yield dict(limits, group="matmul", shape="8192^3", milliseconds=1.0, flops=8e11)
+    for group in ("rope_roae", "roae", "attention", "decoder_layer"):
+        for case in CASES:
+            fused = 0.05 + case["batch"] * case["seq"] * 1e-5
+            for provider, factor in SLOWER.items():
+                moved = (
+                    {"bytes": case["batch"] * case["seq"] * 30000}
+                    if (group, provider) == ("rope_roae", "fused")
+                    else {}
+                )
+                yield dict(case, group=group, provider=provider, mode="both", milliseconds=fused * factor, **moved)
+                if group in ("rope_roae", "roae"):
+                    yield dict(case, group=group, provider=provider, mode="accuracy", **ERRORS)
+    for method, (milliseconds, peak) in METHODS.items():
+        yield dict(
+            group="training_step", provider=method, mode="step", shape="Qwen2.5-7B", batch=2, seq=2048, flops=1.2e14,
+            milliseconds=milliseconds, tokens_per_second=4096e3 / milliseconds, peak_bytes=peak, trainable_parameters=7,
+        )  # fmt: skip
+
+
+def counted_rows():
+    labels = dict(group="counted", mode="both", shape="Qwen2.5-7B", batch=1, seq=16)
+    for provider in ("frozen (no adapter)", "RoSA"):
+        yield dict(labels, provider=provider, forward=38, backward=60, saved_per_token=159352, saved_besides=0)
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Writes a file of results and returns its path."""
+
+    def saved(name, rows, **about):
+        path = tmp_path / name
+        path.write_text(json.dumps({**ABOUT, **about, "rows": list(rows)}))
+        return path
+
+    return saved
+
+
+@pytest.fixture
+def runs(save):
+    counted = save("counted.json", counted_rows(), device="cpu x86_64")
+    return [read(counted), read(save("gpu.json", timed_rows()))]
+
+
+def test_the_readme_is_what_the_report_makes_of_the_kept_results():
+    readme = (report.ROOT / "README.md").read_text(encoding="utf-8")
+    kept = [read(path) for path in report.kept_results()]
+    assert report.fill(readme, report.sections(kept)) == readme, "run python -m benchmarks.report"
+
+
+def test_writes_every_table_and_picture(runs, tmp_path):
+    (tmp_path / "README.md").write_text(README)
+    parts = report.write_report(runs, tmp_path)
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith("# Title\nbefore\n") and readme.endswith("\nafter\n") and "old" not in readme
+    assert parts["counted"] in readme and parts["gpu"] in readme
+    pictures = {path.name for path in (tmp_path / "docs").iterdir()}
+    groups = ("rope_roae", "roae", "attention", "decoder_layer", "training_step")
+    assert pictures == {"benchmark_counted.png", *(f"benchmark_nvidia_made_up_1_{group}.png" for group in groups)}
+    assert all(f"(docs/{name})" in readme for name in pictures)
+    assert all((tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+
+
+def test_tables_hold_the_rows_and_say_where_they_are_from(runs):
+    gpu = report.sections(runs)["gpu"]
+    assert "| Qwen2.5-7B | 2 x 2,048 | 0.364 | 0.0819 | 0.546 | 0.136 | 0.109 | 0.091 | 34% |" in gpu
+    assert "| RoSA skip | 220 | 1.100 | 18,618 | 33.0 | 7 |" in gpu
+    assert gpu.count("NVIDIA Made-Up 1, driver 1.2, 2020-01-02, commit abc1234, torch 2.11.0") == 7
+
+
+def test_targets_say_met_or_missed_and_what_bounds(runs):
+    (machine,) = machines(runs)
+    found = {o.target.text: o for o in targets.outcomes(machine)}
+    assert len(found) == 10
+    eager = found["`rope_roae` at least 8x as fast as eager"]
+    assert eager.value == pytest.approx(6.0) and not eager.target.met(eager.value)
+    assert eager.target.miss(eager.value) == pytest.approx(0.25)
+    assert found["`rope_roae` at least 3x as fast as plain RoPE, Hugging Face"].target.met(4.0)
+    floor = found["RoSA skip within 1.05x of the frozen floor's time"]
+    assert floor.value == pytest.approx(1.1) and floor.bound == "arithmetic: the base's matrix products are 68%"
+    printed = targets.table(machine)
+    assert "missed by 25%" in printed and "| met |" in printed
+
+
+@pytest.mark.parametrize(
+    ("few", "many", "moved", "bound"),
+    [
+        (0.10, 0.12, 1e6, "launches: 9x fewer tokens take 83% of the time"),
+        (0.10, 1.00, 3.2e9, "bandwidth: 80% of a copy's"),
+        (0.10, 1.00, 8e8, "neither launches nor bandwidth (20% of a copy's): arithmetic or latency within the kernel"),
+    ],
+)
+def test_what_bounds_an_op_is_read_off_the_rows(save, few, many, moved, bound):
+    labels = dict(group="rope_roae", provider="fused", mode="both", shape="Qwen2.5-7B", batch=2)
+    copy = next(timed_rows())
+    large = dict(labels, seq=2048, milliseconds=many, bytes=moved)
+    path = save("gpu.json", [copy, dict(labels, seq=230, milliseconds=few), large])
+    assert targets.bound(machines([read(path)])[0], large) == bound
+
+
+def test_the_newest_run_of_a_group_counts(save):
+    row = dict(CASES[0], group="roae", provider="fused", mode="both", milliseconds=1.0)
+    layer = dict(row, group="decoder_layer")
+    old = save("a.json", [row, layer], date="2020-01-01")
+    new = save("b.json", [dict(row, milliseconds=2.0)], date="2020-01-03")
+    (machine,) = machines([read(new), read(old)])
+    assert machine.find("roae", provider="fused")["milliseconds"] == 2.0
+    assert machine.find("decoder_layer", provider="fused")["milliseconds"] == 1.0
+
+
+def test_without_gpu_results_the_readme_says_how_to_get_them(save):
+    cpu = read(save("cpu.json", timed_rows(), device="cpu x86_64"))
+    assert report.sections([cpu]) == {"gpu": report.NOT_MEASURED}
+
+
+def test_a_run_that_was_cut_short_makes_what_tables_it_can(save):
+    rows = list(timed_rows())[:5]
+    gpu = report.sections([read(save("gpu.json", rows))])["gpu"]
+    assert "| Qwen2.5-7B | 2 x 230 |" in gpu and "Training step" not in gpu
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not a JSON file"),
+        ("[]", 'object with a list "rows"'),
+        ('{"rows": []}', 'names the machine in "device"'),
+        ('{"device": "x", "rows": [3]}', "row 1: a row is an object"),
+        ('{"device": "x", "rows": [{"group": "roae"}]}', "row 1: lacks provider, mode, shape, batch, seq"),
+    ],
+)
+def test_malformed_files_are_refused_by_name(tmp_path, content, message):
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    with pytest.raises(ResultsError, match=f"bad.json.*{message}"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"group": "speed"}, "group must be one of rope_roae, .*, got 'speed'"),
+        ({"milliseconds": 0}, "a time positive, got 0"),
+        ({"milliseconds": float("nan")}, "must be finite"),
+        ({"milliseconds": "fast"}, "milliseconds must be a number, got 'fast'"),
+        ({"seq": None}, "seq must be a number, got None"),
+        ({"mode": "accuracy"}, "lacks output_max_abs, output_relative_l2"),
+        ({"provider": 3}, "provider must be a text, got 3"),
+    ],
+)
+def test_malformed_rows_are_refused_by_number(save, change, message):
+    row = dict(CASES[0], group="roae", provider="fused", mode="both", milliseconds=1.0)
+    with pytest.raises(ResultsError, match=f"gpu.json, row 2: .*{message}"):
+        read(save("gpu.json", [row, {**row, **change}]))
+
+
+def test_missing_files_and_markers_are_refused_and_nothing_is_written(runs, tmp_path, capsys):
+    assert report.main([str(tmp_path / "none.json")]) == 1
+    assert "none.json: no such file" in capsys.readouterr().err
+    (tmp_path / "README.md").write_text("no markers")
+    with pytest.raises(ResultsError, match="lacks <!-- report:counted begin -->"):
+        report.write_report(runs, tmp_path)
+    assert not (tmp_path / "docs").exists() and (tmp_path / "README.md").read_text() == "no markers"
+
+
+def test_print_writes_nothing(save, capsys):
+    readme = (report.ROOT / "README.md").read_bytes()
+    assert report.main(["--print", str(save("gpu.json", timed_rows()))]) == 0
+    assert "Targets on NVIDIA Made-Up 1" in capsys.readouterr().out
+    assert (report.ROOT / "README.md").read_bytes() == readme
