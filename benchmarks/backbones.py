@@ -11,9 +11,9 @@ import sys
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Gemma2Config, Gemma2Model, LlamaConfig, LlamaModel, PreTrainedModel, Qwen2Config, Qwen2Model
+from transformers import AutoModel, Gemma2Config, LlamaConfig, PreTrainedModel, Qwen2Config
 
-from benchmarks.cases import DEVICE, DTYPE, HIDDEN, Case
+from benchmarks.cases import CASES, DEVICE, DTYPE, HIDDEN, Case
 from benchmarks.static import frozen, rosa_fused, rosa_naive
 
 PROVIDERS = {
@@ -23,13 +23,15 @@ PROVIDERS = {
     "compiled": rosa_naive,
     "fused": rosa_fused,
 }
-# Model and configuration classes, and the size of the MLP.
+# Each model's configuration class, the size of its MLP and its attention: Gemma-2 caps the scores, which sdpa cannot.
 MODELS = {
-    "Qwen2.5-7B": (Qwen2Model, Qwen2Config, 18944),
-    "Llama-3.1-8B": (LlamaModel, LlamaConfig, 14336),
-    "Gemma-2-9B": (Gemma2Model, Gemma2Config, 14336),
-    "small": (Qwen2Model, Qwen2Config, 512),
+    "Qwen2.5-7B": (Qwen2Config, 18944, "sdpa"),
+    "Llama-3.1-8B": (LlamaConfig, 14336, "sdpa"),
+    "Gemma-2-9B": (Gemma2Config, 14336, "eager"),
+    "small": (Qwen2Config, 512, "sdpa"),
 }
+# Eager attention keeps every score, tens of gigabytes for the long sequence.
+LAYER_CASES = [case for case in CASES if MODELS[case.shape.name][2] == "sdpa" or case.seq <= 2048]
 
 
 def one_layer(case: Case, provider: str, patch: pytest.MonkeyPatch) -> PreTrainedModel:
@@ -40,19 +42,19 @@ def one_layer(case: Case, provider: str, patch: pytest.MonkeyPatch) -> PreTraine
         provider (str): a key of PROVIDERS.
         patch (MonkeyPatch): puts Liger's RoPE into the model's family, and takes it out again after the benchmark.
     """
-    Model, Config, intermediate_size = MODELS[case.shape.name]
+    Config, intermediate_size, attention = MODELS[case.shape.name]
     config = Config(
         vocab_size=8, hidden_size=HIDDEN[case.shape.name], intermediate_size=intermediate_size, num_hidden_layers=1,
         num_attention_heads=case.shape.heads, num_key_value_heads=case.shape.key_heads, head_dim=case.shape.head_dim,
-        max_position_embeddings=32768, pad_token_id=None, attn_implementation="sdpa",
+        max_position_embeddings=32768, pad_token_id=None, attn_implementation=attention,
     )  # fmt: skip
     with torch.device(DEVICE):
-        model = Model(config).to(DTYPE).requires_grad_(False).train()
+        model = AutoModel.from_config(config, dtype=DTYPE).requires_grad_(False).train()
     PROVIDERS[provider](model)
     if provider == "liger":
         from liger_kernel.transformers.rope import liger_rotary_pos_emb
 
-        patch.setattr(sys.modules[Model.__module__], "apply_rotary_pos_emb", liger_rotary_pos_emb)
+        patch.setattr(sys.modules[type(model).__module__], "apply_rotary_pos_emb", liger_rotary_pos_emb)
     return model
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.backbones import PROVIDERS, layer_inputs, maybe_compiled, one_layer, trained
-from benchmarks.cases import CASES
+from benchmarks.backbones import LAYER_CASES, PROVIDERS, layer_inputs, maybe_compiled, one_layer, trained
 from benchmarks.passes import one_pass
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", LAYER_CASES, ids=str)
 def bench_attention(measure, monkeypatch, case, provider):
     model = one_layer(case, provider, monkeypatch)
     hidden_states, others = layer_inputs(model, case)

@@ -2,8 +2,7 @@
 
 `--preset tiny/0.5b/1.5b/7b` chooses the model, of the true Qwen2.5 configurations, vocabulary included; the default is
 the largest whose estimated need is within nine tenths of the card's memory (`benchmarks.presets.needed_bytes`), and
-`tiny` without a GPU. Every method
-starts from the same weights and takes the same batch.
+`tiny` without a GPU. Every method starts from the same weights and takes the same batch.
 
 The time of a step is the mean over whole rounds: with DLS a round is the interval between two selections, the selection
 step included; else it is one step. It runs from one finished step to the next on the host's clock, which is what

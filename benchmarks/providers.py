@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
@@ -14,6 +15,9 @@ from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 import rosa_kernels
 from benchmarks.cases import DEVICE, DTYPE, HIDDEN, Case
 from rosa_kernels import rope_roae
+
+# Backward alone is timed with retain_graph, which a compiled function allows only with this.
+torch._functorch.config.donated_buffer = False
 
 ALPHA = 0.1
 RANK = 128

@@ -13,8 +13,8 @@ from benchmarks.providers import ROPE_ROAE
 from benchmarks.report import ROOT
 from benchmarks.results import read
 
-# As the suite is run by hand: without the interpreter that the tests' kernels need.
-ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "ROSA_BACKEND")}
+# As the suite is run by hand: without the interpreter that the tests' kernels need, and outside this pytest.
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("TRITON_", "ROSA_", "PYTEST_"))}
 ENVIRONMENT |= {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
 
 
