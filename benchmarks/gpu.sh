@@ -7,10 +7,10 @@
 # 8 files at most. Rows are written as they come: a part that is cut short keeps those that it has.
 #
 # Time, planned for an H200; each part has its limit, so that one that hangs leaves the others theirs:
-#   tests      90 s  the tests that need a GPU, then the kernels' other tests
-#   ops       150 s  rope_roae and roae, three models, three numbers of tokens; `compiled` at Qwen2.5-7B's shape only
-#   layers     90 s  attention block and decoder layer; `compiled` once: the decoder layer of Qwen2.5-7B, 2 x 2048 tokens
-#   training  130 s  eight methods, the largest model that fits
+#   tests     120 s  the tests that need a GPU (90 s at most), then the kernels' other tests
+#   ops       135 s  rope_roae and roae, three models, three numbers of tokens; `compiled` at Qwen2.5-7B's shape only
+#   layers     85 s  attention block and decoder layer; `compiled` once: the decoder layer of Qwen2.5-7B, 2 x 2048 tokens
+#   training  125 s  eight methods, the largest model that fits
 # `compiled` is kept this small because torch.compile takes tens of seconds a shape; `pytest benchmarks` runs it all.
 #
 # Uses the python that PYTHON names (python3) with the packages that it has, and no network. COMMIT names the commit
@@ -61,19 +61,20 @@ tests() {
     local began=$SECONDS workers=()
     has xdist && workers=(--numprocesses 4)
     limited tests 90 tests -q -m gpu --continue-on-collection-errors "${workers[@]}"
-    limited tests $((began + 95 - SECONDS)) tests/rosa_kernels -q -m "not gpu" --continue-on-collection-errors \
+    # At least 20 s: the first ends within 100 s, 10 of them to be killed in.
+    limited tests $((began + 120 - SECONDS)) tests/rosa_kernels -q -m "not gpu" --continue-on-collection-errors \
         "${workers[@]}"
 }
 ops() {
-    limited ops 150 benchmarks/bench_{machine,rope_roae,roae}.py -q --results "$out/${stamp}_ops.json" \
+    limited ops 135 benchmarks/bench_{machine,rope_roae,roae}.py -q --results "$out/${stamp}_ops.json" \
         -k "not (compiled and (Llama or Gemma))"
 }
 layers() {
-    limited layers 90 benchmarks/bench_{machine,attention,decoder_layer}.py -q --results "$out/${stamp}_layers.json" \
+    limited layers 85 benchmarks/bench_{machine,attention,decoder_layer}.py -q --results "$out/${stamp}_layers.json" \
         -k "not compiled or (bench_decoder_layer and Qwen2 and 2x2048)"
 }
 training() {
-    limited training 130 benchmarks/bench_{machine,training_step}.py -q --results "$out/${stamp}_training.json"
+    limited training 125 benchmarks/bench_{machine,training_step}.py -q --results "$out/${stamp}_training.json"
 }
 
 : >"$out/summary.txt"

@@ -139,7 +139,7 @@ def environment() -> dict[str, str | None]:
     return {
         "device": device_name(),
         "date": f"{datetime.date.today():%Y-%m-%d}",
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "driver": _output("nvidia-smi", "--id=0", "--query-gpu=driver_version", "--format=csv,noheader"),
         "commit": commit,
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},

@@ -50,6 +50,8 @@ def table(machine: Machine) -> str:
         (o.target.text, o.place, f"{o.value:.3g}", "met" if o.target.met(o.value) else _missed(o), o.bound)
         for o in outcomes(machine)
     ]
+    if not rows:
+        return f"These rows of {machine.device} tell nothing of the targets."
     header = ("target", "furthest from it", "measured", "", "bound, as far as the rows tell, by")
     return f"**Targets on {machine.device}**\n\n{markdown(header, rows)}"
 

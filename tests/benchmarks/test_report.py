@@ -156,6 +156,7 @@ def test_a_run_that_was_cut_short_makes_what_tables_it_can(save):
     rows = list(timed_rows())[:5]
     gpu = report.sections([read(save("gpu.json", rows))])["gpu"]
     assert "| Qwen2.5-7B | 2 x 230 |" in gpu and "Training step" not in gpu
+    assert "tell nothing of the targets" in gpu
 
 
 @pytest.mark.parametrize(
