@@ -19,9 +19,10 @@ demo: install
 test: install
 	$(BIN)/pytest --numprocesses 2
 
-# Without a GPU: small sizes, on the reference backend. On a GPU, benchmarks/gpu.sh is the one to run.
+# Without a GPU: small sizes, on the reference backend; more threads would only wait for each other. On a GPU,
+# benchmarks/gpu.sh is the one to run.
 bench: install
-	$(BIN)/pytest benchmarks
+	OMP_NUM_THREADS=1 $(BIN)/pytest benchmarks
 
 lint: install
 	$(BIN)/ruff check .

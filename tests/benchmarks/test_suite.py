@@ -15,11 +15,21 @@ from benchmarks.results import read
 
 # As the suite is run by hand: without the interpreter that the tests' kernels need, and outside this pytest.
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("TRITON_", "ROSA_", "PYTEST_"))}
-ENVIRONMENT |= {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
+ENVIRONMENT |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
 
 
 def run(*command):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
+
+
+def test_every_benchmark_runs(tmp_path):
+    """Once each and untimed; those that are for GPUs say so."""
+    done = run(sys.executable, "-m", "pytest", "benchmarks", "--benchmark-disable", "--results", tmp_path / "rows.json")
+    assert done.returncode == 0, done.stdout
+    assert "liger is for GPUs" in done.stdout and "compiled is for GPUs" in done.stdout
+    rows = read(tmp_path / "rows.json").rows
+    assert {(row["group"], row["provider"]) for row in rows} >= {("roae", provider) for provider in ("eager", "fused")}
+    assert {row["mode"] for row in rows} == {"accuracy"}, "without times there are no other rows"
 
 
 def test_one_group_writes_its_rows(tmp_path):
