@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rosa.config import RosaConfig
 from rosa.rotary import RotaryLayout
-from rosa_kernels import rope_roae
+from rosa_kernels import roae
 
 
 class RoAE(nn.Module):
@@ -74,14 +73,9 @@ class RoAE(nn.Module):
         Returns:
             q and k after rotation, enhanced; shapes, dtypes and layouts as given.
         """
-        dtype = hidden_states.dtype
-        latent = F.linear(hidden_states, self.down.to(dtype))
-        signal = F.linear(latent, self.up.to(dtype))  # U of Eq. 2; the op takes S = SiLU(U)
-        key_signal = None
-        if self.gqa_down is not None:  # S_K = S_Q W_GQA, Eq. 3
-            key_signal = F.linear(F.linear(F.silu(signal), self.gqa_down.to(dtype)), self.gqa_up.to(dtype))
-        return rope_roae(
-            q, k, self.layout.pairwise(cos), self.layout.pairwise(sin), signal, key_signal,
+        return roae(
+            q, k, self.layout.pairwise(cos), self.layout.pairwise(sin),
+            hidden_states, self.down, self.up, self.gqa_down, self.gqa_up,
             alpha=self.alpha, interleaved=self.layout.interleaved, rotary_dim=self.layout.rotary_dim,
         )  # fmt: skip
 

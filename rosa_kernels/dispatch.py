@@ -1,18 +1,79 @@
-"""The public op `rope_roae`: its input checks and the choice of backend."""
+"""The public ops `roae` and `rope_roae`, and the choice of backend."""
 
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 
 import torch
 from torch import Tensor
 
-from rosa_kernels.reference import half_width, rope_roae_reference
+from rosa_kernels.checks import check_rotary, check_signals, check_weights
+from rosa_kernels.reference import half_width, roae_reference, rope_roae_reference, signals
 
 BACKENDS = ("triton", "reference")
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def roae(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    hidden_states: Tensor,
+    down: Tensor,
+    up: Tensor,
+    gqa_down: Tensor | None = None,
+    gqa_up: Tensor | None = None,
+    *,
+    alpha: float = 0.1,
+    interleaved: bool = False,
+    rotary_dim: int | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The whole of RoAE: the signals S = SiLU(H W_down W_up) (Eq. 2) and S_K = S W_GQA (Eq. 3), then RoPE of queries
+    and keys and Eq. 4, Z* = Z + Z * (alpha * S), on the low-frequency pairs, as `rope_roae` does it.
+
+    The inputs are never changed. The gradient flows to q, k, hidden_states and the weights; only those that ask for it
+    are computed, and hidden_states is saved for down's gradient alone.
+
+    Args:
+        q (Tensor): queries `[batch, heads, seq, head_dim]`; float16, bfloat16, float32 or float64; any strides.
+        k (Tensor): keys `[batch, key_heads, seq, head_dim]`, of q's dtype and device; any strides.
+        cos, sin (Tensor): as `rope_roae` takes them.
+        hidden_states (Tensor): H, the attention's input, `[batch, seq, hidden_size]`.
+        down (Tensor): W_down, `[rank, hidden_size]`. The weights are laid out as in `nn.Linear` (outputs by inputs), of
+            any floating dtype: products are of q's dtype, to which H and the weights are rounded.
+        up (Tensor): W_up, `[heads * d_low, rank]`, d_low = 2n numbers a head: n real parts, then n imaginary ones.
+        gqa_down, gqa_up (Tensor, optional): the two factors of W_GQA, `[rank, heads * d_low]` and
+            `[key_heads * d_low, rank]`. None, only where key_heads equals heads, lets the keys use S.
+        alpha (float): strength of the enhancement.
+        interleaved, rotary_dim, backend: as `rope_roae` takes them.
+
+    Returns:
+        q_out, k_out with the shapes and dtypes of q and k, and where these are dense their memory layouts.
+
+    Raises:
+        TypeError: an argument is no tensor, or its dtype does not fit.
+        ValueError: a shape, device or number does not fit, cos or sin require gradients, or an unknown backend.
+        RuntimeError: the Triton backend cannot run on these tensors' device; double backward through it.
+
+    The Triton backend runs one GEMM (H W_down) and one launch. With a rank above 256, whose latent a program could not
+    hold, the signals come from GEMMs of their own and go to `rope_roae`.
+    """
+    weights = (down, up, gqa_down, gqa_up)
+    rotary_dim = check_rotary(q, k, cos, sin, alpha, rotary_dim)
+    check_weights(q, k, hidden_states, *weights, rotary_dim)
+    hidden_states = hidden_states.to(q.dtype)
+    options = dict(alpha=float(alpha), interleaved=interleaved)
+    if _choose(backend, q) == "reference":
+        return roae_reference(q, k, cos, sin, hidden_states, *weights, rotary_dim=rotary_dim, **options)
+    from rosa_kernels.roae_triton import MAX_RANK, roae_triton
+    from rosa_kernels.rope_roae_triton import rope_roae_triton
+
+    cos, sin = half_width(cos, rotary_dim, interleaved), half_width(sin, rotary_dim, interleaved)
+    if down.shape[0] > MAX_RANK:
+        return rope_roae_triton(q, k, cos, sin, *signals(hidden_states, *weights), **options)
+    return roae_triton(q, k, cos, sin, hidden_states, *weights, **options)
 
 
 def rope_roae(
@@ -58,7 +119,8 @@ def rope_roae(
         ValueError: a shape, device or number does not fit, cos or sin require gradients, or an unknown backend.
         RuntimeError: the Triton backend cannot run on these tensors' device; double backward through it.
     """
-    rotary_dim = _check(q, k, cos, sin, signal, key_signal, alpha, rotary_dim)
+    rotary_dim = check_rotary(q, k, cos, sin, alpha, rotary_dim)
+    check_signals(q, k, signal, key_signal, rotary_dim)
     if _choose(backend, q) == "reference":
         return rope_roae_reference(
             q, k, cos, sin, signal, key_signal, alpha=alpha, interleaved=interleaved, rotary_dim=rotary_dim
@@ -91,57 +153,3 @@ def _choose(backend: str | None, q: Tensor) -> str:
             "interpreter, set TRITON_INTERPRET=1 before rosa_kernels is imported"
         )
     return backend
-
-
-def _check(q, k, cos, sin, signal, key_signal, alpha, rotary_dim) -> int:
-    """Raises on the first argument that does not fit; returns the rotary size."""
-    tensors = {"q": q, "k": k, "cos": cos, "sin": sin, "signal": signal}
-    if key_signal is not None:
-        tensors["key_signal"] = key_signal
-    for name, t in tensors.items():
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
-        if t.dtype not in DTYPES:
-            raise TypeError(f"{name} must be of a floating dtype (float16, bfloat16, float32, float64), got {t.dtype}")
-        if t.device != q.device:
-            raise ValueError(f"{name} is on {t.device}, but q is on {q.device}: all must be on one device")
-    if k.dtype != q.dtype:
-        raise TypeError(f"k must have q's dtype, got q {q.dtype} and k {k.dtype}")
-    if cos.requires_grad or sin.requires_grad:
-        raise ValueError("cos and sin get no gradient: pass them detached (requires_grad is set)")
-    if not math.isfinite(alpha):
-        raise ValueError(f"alpha must be finite, got {alpha}")
-
-    for name, t in (("q", q), ("k", k)):
-        if t.dim() != 4:
-            raise ValueError(f"{name} must have the shape [batch, heads, seq, head_dim], got {list(t.shape)}")
-    batch, heads, seq, head_dim = q.shape
-    key_heads = k.shape[1]
-    if heads < 1 or key_heads < 1 or k.shape != (batch, key_heads, seq, head_dim):
-        raise ValueError(f"k must be [{batch}, key_heads, {seq}, {head_dim}] as q is, got {list(k.shape)}")
-
-    width = cos.shape[-1] if cos.dim() else 0
-    rotary_dim = width if rotary_dim is None else rotary_dim
-    if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
-        raise ValueError(f"the rotary size must be even and from 2 to head_dim={head_dim}, got {rotary_dim}")
-    if cos.dim() != 3 or cos.shape[0] not in (1, batch) or cos.shape[1] != seq:
-        raise ValueError(f"cos must be [1 or {batch}, {seq}, {rotary_dim}], got {list(cos.shape)}")
-    if sin.shape != cos.shape:
-        raise ValueError(f"sin must have cos's shape {list(cos.shape)}, got {list(sin.shape)}")
-    if width not in (rotary_dim, rotary_dim // 2):
-        raise ValueError(f"cos must be {rotary_dim} or {rotary_dim // 2} wide (rotary_dim={rotary_dim}), got {width}")
-
-    d_low = signal.shape[-1] // heads if signal.dim() else 0
-    if d_low < 2 or d_low % 2 or d_low > rotary_dim or signal.shape != (batch, seq, heads * d_low):
-        raise ValueError(
-            f"signal must be [{batch}, {seq}, {heads} heads * d_low] with d_low even and from 2 to {rotary_dim}, "
-            f"got {list(signal.shape)}"
-        )
-    if key_signal is None and key_heads != heads:
-        raise ValueError(f"key_signal is needed where key heads ({key_heads}) differ from query heads ({heads})")
-    if key_signal is not None and key_signal.shape != (batch, seq, key_heads * d_low):
-        raise ValueError(
-            f"key_signal must be [{batch}, {seq}, {key_heads * d_low}] ({key_heads} key heads * d_low {d_low}), "
-            f"got {list(key_signal.shape)}"
-        )
-    return rotary_dim

@@ -43,6 +43,9 @@ CARDS = {
 POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}
 
 
+RANK = 128  # the paper's
+
+
 class Shape(NamedTuple):
     """The attention shape of a model. `low_pairs` is n at r_low = 0.25."""
 
@@ -80,22 +83,47 @@ class Report(NamedTuple):
 
 
 def launches(shape: Shape, batch: int = 1, seq: int = 2048, dtype: torch.dtype = torch.bfloat16) -> Iterator:
-    """The launches of one training step of one layer, on meta tensors laid out as Hugging Face's models have them."""
-    from rosa_kernels.rope_roae_triton import backward_launch, forward_launch
+    """The launches of one training step of one layer, on meta tensors laid out as Hugging Face's models have them.
+
+    Those of `roae` (of rank 128), then those of its simpler form `rope_roae`.
+    """
+    from rosa_kernels import roae_triton, rope_roae_triton
+
+    def empty(*size, dtype=dtype):
+        return torch.empty(size, dtype=dtype, device="meta")
 
     def heads(count):
-        return torch.empty(batch, seq, count, shape.head_dim, dtype=dtype, device="meta").transpose(1, 2)
-
-    def signal(count):
-        return torch.empty(batch, seq, count * 2 * shape.low_pairs, dtype=dtype, device="meta")
+        return empty(batch, seq, count, shape.head_dim).transpose(1, 2)
 
     q, k = heads(shape.heads), heads(shape.key_heads)
-    cos = torch.empty(1, seq, shape.head_dim, dtype=dtype, device="meta")[..., : shape.head_dim // 2]
-    rotary = (cos, cos, signal(shape.heads), signal(shape.key_heads))
-    forward = forward_launch(q, k, *rotary, alpha=0.1, interleaved=False, store_low=True)
+    cos = empty(1, seq, shape.head_dim)[..., : shape.head_dim // 2]
+    d_low = 2 * shape.low_pairs
+
+    up = empty(shape.heads * d_low, RANK)
+    grouped = shape.heads != shape.key_heads
+    gqa_down = empty(RANK, shape.heads * d_low) if grouped else None
+    gqa_up = empty(shape.key_heads * d_low, RANK) if grouped else None
+    latent = empty(batch * seq, RANK)
+    arguments = (cos, cos, latent, up, gqa_down, gqa_up)
+    forward = roae_triton.forward_launch(q, k, *arguments, alpha=0.1, interleaved=False, store=True)
+    yield forward
+    saved = forward.outputs[2:]
+    options = dict(alpha=0.1, interleaved=False, sequence_major=True, need_dx=True, need_du=True, need_dgqa=grouped)
+    dkey_latent = None
+    if grouped:
+        keys = roae_triton.backward_keys_launch(k, cos, cos, gqa_up, *saved, shape.heads, **options)
+        yield keys
+        dkey_latent = keys.outputs[1]
+    arguments = (cos, cos, latent, up, gqa_down, saved[0], dkey_latent)
+    yield roae_triton.backward_launch(q, k, *arguments, **options)
+
+    signals = (empty(batch, seq, shape.heads * d_low), empty(batch, seq, shape.key_heads * d_low))
+    forward = rope_roae_triton.forward_launch(q, k, cos, cos, *signals, alpha=0.1, interleaved=False, store_low=True)
     yield forward
     low = forward.outputs[-1]
-    yield backward_launch(q, k, *rotary, low, 0.1, False, sequence_major=True, needs=[True] * 4)
+    yield rope_roae_triton.backward_launch(
+        q, k, cos, cos, *signals, low, 0.1, False, sequence_major=True, needs=[True] * 4
+    )
 
 
 def bytes_per_token(launch) -> float:
@@ -133,12 +161,13 @@ def compile_launch(launch, arch: str):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from rosa_kernels.rope_roae_triton import NUM_WARPS
+    from rosa_kernels.launch import NUM_STAGES
 
     signature, constants, attributes = specialize(launch)
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
-    return triton.compile(source, target=target, options={"num_warps": NUM_WARPS})
+    options = {"num_warps": launch.num_warps, "num_stages": NUM_STAGES}
+    return triton.compile(source, target=target, options=options)
 
 
 def report(shape: Shape, arch: str) -> list[Report]:

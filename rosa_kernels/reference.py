@@ -38,6 +38,37 @@ def rope_roae_reference(
     )
 
 
+def roae_reference(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    hidden_states: Tensor,
+    down: Tensor,
+    up: Tensor,
+    gqa_down: Tensor | None = None,
+    gqa_up: Tensor | None = None,
+    *,
+    alpha: float = 0.1,
+    interleaved: bool = False,
+    rotary_dim: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What `rosa_kernels.roae` computes, which documents the arguments, in differentiable PyTorch."""
+    U, S_K = signals(hidden_states.to(q.dtype), down, up, gqa_down, gqa_up)
+    return rope_roae_reference(q, k, cos, sin, U, S_K, alpha=alpha, interleaved=interleaved, rotary_dim=rotary_dim)
+
+
+def signals(
+    hidden_states: Tensor, down: Tensor, up: Tensor, gqa_down: Tensor | None, gqa_up: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """U of Eq. 2 and S_K of Eq. 3, for `rope_roae`: `[batch, seq, heads * d_low]` each, products in H's dtype."""
+    dtype = hidden_states.dtype
+    U = F.linear(F.linear(hidden_states, down.to(dtype)), up.to(dtype))  # Eq. 2, S = SiLU(U)
+    if gqa_down is None:
+        return U, None
+    return U, F.linear(F.linear(F.silu(U), gqa_down.to(dtype)), gqa_up.to(dtype))  # Eq. 3, S_K = S W_GQA
+
+
 def half_width(t: Tensor, rotary_dim: int, interleaved: bool) -> Tensor:
     """cos or sin with one column a pair: `[..., rotary_dim / 2]`, a view of the given `[..., rotary_dim]` or itself."""
     if t.shape[-1] == rotary_dim // 2:

@@ -1,0 +1,97 @@
+"""What a kernel launch needs besides the kernel: arguments from tensors, and outputs laid out as their inputs are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+NUM_STAGES = 1  # no software pipelining: its copies in shared memory cost more programs at a time than they gain
+
+
+class Launch(NamedTuple):
+    """A kernel with all that its launch needs: what runs on a GPU, and what the offline compiler looks at."""
+
+    kernel: Any
+    programs: int
+    num_warps: int
+    arguments: dict[str, Any]
+    outputs: tuple[Tensor, ...]
+
+    def run(self) -> tuple[Tensor, ...]:
+        """Launch on the tensors' own device (not necessarily the current one) and return the outputs."""
+        if self.programs:
+            with torch.cuda.device_of(self.outputs[0]):
+                self.kernel[(self.programs,)](**self.arguments, num_warps=self.num_warps, num_stages=NUM_STAGES)
+        return self.outputs
+
+
+def shape_arguments(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, low_pairs: int) -> dict[str, Any]:
+    """The arguments that all kernels share; q and k may be gradients, cos and sin have one column a pair.
+
+    What changes from batch to batch (tokens, sequence length) is not specialized: no recompilation.
+    """
+    batch, heads, seq, head_dim = q.shape
+    pairs = cos.shape[-1]
+    cos, sin = rows(cos), rows(sin)
+    return dict(
+        cos=cos, sin=sin, tokens=batch * seq, seq=seq, cos_rows=cos.shape[0],
+        cos_stride_row=cos.stride(0), cos_stride_d=cos.stride(1),
+        sin_stride_row=sin.stride(0), sin_stride_d=sin.stride(1),
+        HEADS=heads, KEY_HEADS=k.shape[1], HEAD_DIM=head_dim, PAIRS=pairs, LOW_PAIRS=low_pairs,
+        BLOCK_HIGH=triton.next_power_of_2(max(1, pairs - low_pairs)),
+        BLOCK_LOW=triton.next_power_of_2(low_pairs),
+        BLOCK_REST=triton.next_power_of_2(max(1, head_dim - 2 * pairs)),
+        COMPUTE=tl.float64 if q.dtype == torch.float64 else tl.float32,
+    )  # fmt: skip
+
+
+def head_arguments(**tensors: Tensor) -> dict[str, Any]:
+    """Tensors `[b, h, l, d]` and their strides by the kernels' argument names; an empty one stands for none.
+
+    A batch of one, or no tensor at all, is never stepped over.
+    """
+    arguments: dict[str, Any] = dict(tensors)
+    for name, t in tensors.items():
+        b, h, l, d = t.stride() if t.dim() == 4 else (0, 0, 0, 1)  # noqa: E741
+        strides = (0 if t.shape[0] == 1 else b, h, l, d)
+        arguments |= {f"{name}_stride_{axis}": stride for axis, stride in zip("bhld", strides, strict=True)}
+    return arguments
+
+
+def rows(t: Tensor) -> Tensor:
+    """`[batch, seq, width]` as `[batch * seq, width]`, a view wherever batch and sequence lie one behind the other."""
+    if t.shape[0] == 1:
+        return t[0]  # keeps the stride even of a single row, which reshape would set anew
+    return t.reshape(-1, t.shape[-1])
+
+
+def empty_heads(like: Tensor, sequence_major: bool) -> Tensor:
+    """An empty `[b, h, l, d]`; `sequence_major` in memory `[b, l, h, d]`, as Hugging Face's projections have it."""
+    batch, heads, seq, head_dim = like.shape
+    if sequence_major:
+        return like.new_empty(batch, seq, heads, head_dim).transpose(1, 2)
+    return like.new_empty(batch, heads, seq, head_dim)
+
+
+def register(name: str, schema: str, launch: Callable[..., Launch]) -> None:
+    """Makes a launch the operator `rosa::name` of torch: opaque to torch.compile, one graph whatever the mode, its
+    shapes known on the meta device. Plain `define` and `impl`: the decorator `custom_op` takes four times as long.
+    """
+    name = f"rosa::{name}"
+    torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(name, "default", lambda *arguments: launch(*arguments).run())
+    torch.library.register_fake(name, lambda *arguments: launch(*arguments).outputs)
+
+
+def refuse_double_backward(op: str) -> None:
+    """Raises RuntimeError in a backward pass that was asked for a graph: the kernels have no double backward."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            f"{op}'s Triton backend has no double backward, and this backward was asked for a graph "
+            "(create_graph=True); use backend='reference' (or ROSA_BACKEND=reference), which has one"
+        )
