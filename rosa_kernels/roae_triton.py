@@ -441,6 +441,28 @@ register(
 )
 
 
+def _weight_gradient(dy: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """dY^T X, `[columns of dY, columns of X]`, in the weight's dtype.
+
+    A float32 gradient of 16-bit activations comes out of the GEMM as it was summed: not rounded, with no cast kernel.
+    """
+    if dtype == dy.dtype:
+        return dy.T @ x
+    if dy.is_cuda and dtype == torch.float32:
+        return torch.mm(dy.T, x, out_dtype=dtype)
+    return dy.T.to(dtype) @ x.to(dtype)
+
+
+# An operator, since torch.compile does not know `out_dtype` everywhere.
+torch.library.define(
+    "rosa::weight_gradient", "(Tensor dy, Tensor x, ScalarType dtype) -> Tensor", tags=torch.Tag.pt2_compliant_tag
+)
+torch.library.impl("rosa::weight_gradient", "default", _weight_gradient)
+torch.library.register_fake(
+    "rosa::weight_gradient", lambda dy, x, dtype: dy.new_empty(dy.shape[1], x.shape[1], dtype=dtype)
+)
+
+
 class _RoAE(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, cos, sin, hidden_states, down, up, gqa_down, gqa_up, alpha, interleaved):
@@ -481,13 +503,13 @@ class _RoAE(torch.autograd.Function):
         if needs_hidden:
             grads[4] = (dlatent @ rounded[0]).view(ctx.hidden_shape)
         if needs_down:
-            grads[5] = _weight_gradient(dlatent, hidden_states.reshape(-1, down.shape[1]), down.dtype)
+            grads[5] = torch.ops.rosa.weight_gradient(dlatent, hidden_states.reshape(-1, down.shape[1]), down.dtype)
         if needs_up:
-            grads[6] = _weight_gradient(du, latent, up.dtype)
+            grads[6] = torch.ops.rosa.weight_gradient(du, latent, up.dtype)
         if needs_gqa[0]:
-            grads[7] = _weight_gradient(dkey_latent, signal, gqa_down.dtype)
+            grads[7] = torch.ops.rosa.weight_gradient(dkey_latent, signal, gqa_down.dtype)
         if needs_gqa[1]:
-            grads[8] = _weight_gradient(dkey_signal, key_latent, gqa_up.dtype)
+            grads[8] = torch.ops.rosa.weight_gradient(dkey_signal, key_latent, gqa_up.dtype)
         return tuple(grads)
 
 
@@ -505,13 +527,6 @@ def _rounded(weights: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tenso
         torch._foreach_copy_(copies, others)
     copies = iter(copies)
     return [next(copies) if any(w is other for other in others) else w for w in weights]
-
-
-def _weight_gradient(dy: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """dY^T X in the weight's dtype. On a GPU a float32 one comes out of the GEMM as it was summed, with no cast."""
-    if dy.is_cuda and dtype == torch.float32 and dy.dtype != dtype:
-        return torch.mm(dy.T, x, out_dtype=dtype)
-    return (dy.T @ x).to(dtype)
 
 
 def roae_triton(
