@@ -57,8 +57,9 @@ def roae(
         ValueError: a shape, device or number does not fit, cos or sin require gradients, or an unknown backend.
         RuntimeError: the Triton backend cannot run on these tensors' device; double backward through it.
 
-    The Triton backend runs one GEMM (H W_down) and one launch. With a rank above 256, whose latent a program could not
-    hold, the signals come from GEMMs of their own and go to `rope_roae`.
+    The Triton backend runs one GEMM (H W_down) and one launch for 16-bit inputs and ranks up to 256. Otherwise the
+    signals come from GEMMs of their own and go to `rope_roae`: a program could not hold the latent, and without tensor
+    cores the products of float32 and float64 spill registers (up to 2,880 bytes a thread where they were compiled).
     """
     weights = (down, up, gqa_down, gqa_up)
     rotary_dim = check_rotary(q, k, cos, sin, alpha, rotary_dim)
@@ -71,7 +72,7 @@ def roae(
     from rosa_kernels.rope_roae_triton import rope_roae_triton
 
     cos, sin = half_width(cos, rotary_dim, interleaved), half_width(sin, rotary_dim, interleaved)
-    if down.shape[0] > MAX_RANK:
+    if down.shape[0] > MAX_RANK or (q.is_cuda and q.element_size() > 2):  # the interpreter has no registers to spill
         return rope_roae_triton(q, k, cos, sin, *signals(hidden_states, *weights), **options)
     return roae_triton(q, k, cos, sin, hidden_states, *weights, **options)
 

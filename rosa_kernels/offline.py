@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rosa_kernels.reference import half_width
+
 GIGA = 1e9
 FOOTNOTE = """\
 Registers and spilled bytes of a thread, shared memory of a program in bytes, widest global accesses in bits;
@@ -37,6 +39,9 @@ CARDS = {
     "sm_86": Card("RTX 3090", 936 * GIGA),
     "sm_89": Card("RTX 4090", 1008 * GIGA),
     "sm_90": Card("H100 SXM", 3350 * GIGA),
+    "sm_100": Card("B200", 8000 * GIGA),
+    "sm_120": Card("RTX 5090", 1792 * GIGA),
+    "gfx942": Card("MI300X", 5300 * GIGA),
 }
 
 
@@ -47,13 +52,15 @@ RANK = 128  # the paper's
 
 
 class Shape(NamedTuple):
-    """The attention shape of a model. `low_pairs` is n at r_low = 0.25."""
+    """The attention shape of a model. `low_pairs` is n at r_low = 0.25; without `rotary_dim` the whole head rotates."""
 
     name: str
     heads: int
     key_heads: int
     head_dim: int
     low_pairs: int
+    rotary_dim: int | None = None
+    interleaved: bool = False
 
 
 SHAPES = (
@@ -96,40 +103,38 @@ def launches(shape: Shape, batch: int = 1, seq: int = 2048, dtype: torch.dtype =
         return empty(batch, seq, count, shape.head_dim).transpose(1, 2)
 
     q, k = heads(shape.heads), heads(shape.key_heads)
-    cos = empty(1, seq, shape.head_dim)[..., : shape.head_dim // 2]
-    d_low = 2 * shape.low_pairs
+    rotary_dim = shape.rotary_dim or shape.head_dim
+    cos = half_width(empty(1, seq, rotary_dim), rotary_dim, shape.interleaved)
+    columns, key_columns = (2 * count * shape.low_pairs for count in (shape.heads, shape.key_heads))
+    layout = dict(alpha=0.1, interleaved=shape.interleaved)
 
-    up = empty(shape.heads * d_low, RANK)
     grouped = shape.heads != shape.key_heads
-    gqa_down = empty(RANK, shape.heads * d_low) if grouped else None
-    gqa_up = empty(shape.key_heads * d_low, RANK) if grouped else None
-    latent = empty(batch * seq, RANK)
-    arguments = (cos, cos, latent, up, gqa_down, gqa_up)
-    forward = roae_triton.forward_launch(q, k, *arguments, alpha=0.1, interleaved=False, store=True)
+    gqa = (empty(RANK, columns), empty(key_columns, RANK)) if grouped else (None, None)
+    latent, up = empty(batch * seq, RANK), empty(columns, RANK)
+    forward = roae_triton.forward_launch(q, k, cos, cos, latent, up, *gqa, **layout, store=True)
     yield forward
-    saved = forward.outputs[2:]
-    options = dict(alpha=0.1, interleaved=False, sequence_major=True, need_dx=True, need_du=True, need_dgqa=grouped)
+    low, key_latent = forward.outputs[2:]
+    options = dict(**layout, sequence_major=True, need_dx=True, need_du=True, need_dgqa=grouped)
     dkey_latent = None
     if grouped:
-        keys = roae_triton.backward_keys_launch(k, cos, cos, gqa_up, *saved, shape.heads, **options)
+        keys = roae_triton.backward_keys_launch(k, cos, cos, gqa[1], low, key_latent, shape.heads, **options)
         yield keys
         dkey_latent = keys.outputs[1]
-    arguments = (cos, cos, latent, up, gqa_down, saved[0], dkey_latent)
-    yield roae_triton.backward_launch(q, k, *arguments, **options)
+    yield roae_triton.backward_launch(q, k, cos, cos, latent, up, gqa[0], low, dkey_latent, **options)
 
-    signals = (empty(batch, seq, shape.heads * d_low), empty(batch, seq, shape.key_heads * d_low))
-    forward = rope_roae_triton.forward_launch(q, k, cos, cos, *signals, alpha=0.1, interleaved=False, store_low=True)
+    signals = (empty(batch, seq, columns), empty(batch, seq, key_columns))
+    forward = rope_roae_triton.forward_launch(q, k, cos, cos, *signals, **layout, store_low=True)
     yield forward
     low = forward.outputs[-1]
     yield rope_roae_triton.backward_launch(
-        q, k, cos, cos, *signals, low, 0.1, False, sequence_major=True, needs=[True] * 4
+        q, k, cos, cos, *signals, low, **layout, sequence_major=True, needs=[True] * 4
     )
 
 
 def bytes_per_token(launch) -> float:
     """Bytes a launch moves for a token: every tensor once, as little as any version of it can."""
-    tensors = [t for t in launch.arguments.values() if isinstance(t, torch.Tensor)]
-    return sum(t.numel() * t.element_size() for t in tensors) / launch.arguments["tokens"]
+    tensors = {id(t): t for t in launch.arguments.values() if isinstance(t, torch.Tensor)}
+    return sum(t.numel() * t.element_size() for t in tensors.values()) / launch.arguments["tokens"]
 
 
 class Specialization(NamedTuple):
@@ -165,35 +170,34 @@ def compile_launch(launch, arch: str):
 
     signature, constants, attributes = specialize(launch)
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    if arch.startswith("gfx"):
+        target = GPUTarget("hip", arch, 64 if arch.startswith("gfx9") else 32)
+    else:
+        target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
     options = {"num_warps": launch.num_warps, "num_stages": NUM_STAGES}
     return triton.compile(source, target=target, options=options)
 
 
-def report(shape: Shape, arch: str) -> list[Report]:
-    """What each kernel uses on `arch` at a model's shape, in bfloat16."""
-    reports = []
-    for launch in launches(shape):
-        compiled = compile_launch(launch, arch)
-        usage, sass = _disassemble(compiled.asm["cubin"])
-        reports.append(
-            Report(
-                kernel=launch.kernel.fn.__name__,
-                shape=shape.name,
-                arch=arch,
-                registers=_field(usage, "REG"),
-                spill_bytes=_field(usage, "STACK") + _field(usage, "LOCAL"),
-                shared_bytes=compiled.metadata.shared,
-                widest_load=_widest(sass, "LDG"),
-                widest_store=_widest(sass, "STG"),
-                bytes_per_token=bytes_per_token(launch),
-            )
-        )
-    return reports
+def report(shape: Shape, arch: str, dtype: torch.dtype = torch.bfloat16) -> list[Report]:
+    """What each kernel uses on `arch` at a model's shape."""
+    return [_report(launch, shape, arch) for launch in launches(shape, dtype=dtype)]
 
 
-def _disassemble(cubin: bytes) -> tuple[str, str]:
-    """Resource usage and machine code, by the disassembler that Triton's wheel carries."""
+def _report(launch, shape: Shape, arch: str) -> Report:
+    compiled = compile_launch(launch, arch)
+    usage = _amd_usage(compiled.asm["amdgcn"]) if arch.startswith("gfx") else _nvidia_usage(compiled.asm["cubin"])
+    return Report(
+        kernel=launch.kernel.fn.__name__,
+        shape=shape.name,
+        arch=arch,
+        shared_bytes=compiled.metadata.shared,
+        bytes_per_token=bytes_per_token(launch),
+        **usage,
+    )
+
+
+def _nvidia_usage(cubin: bytes) -> dict[str, int]:
+    """By the disassembler that Triton's wheel carries."""
     import triton
 
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -204,11 +208,16 @@ def _disassemble(cubin: bytes) -> tuple[str, str]:
             subprocess.run([cuobjdump, option, file.name], check=True, capture_output=True, text=True).stdout
             for option in ("--dump-resource-usage", "--dump-sass")
         )
-    return usage, sass
 
+    def field(name: str) -> int:
+        return int(re.search(rf"\b{name}:(\d+)", usage).group(1))
 
-def _field(usage: str, name: str) -> int:
-    return int(re.search(rf"\b{name}:(\d+)", usage).group(1))
+    return dict(
+        registers=field("REG"),
+        spill_bytes=field("STACK") + field("LOCAL"),
+        widest_load=_widest(sass, "LDG"),
+        widest_store=_widest(sass, "STG"),
+    )
 
 
 def _widest(sass: str, instruction: str) -> int:
@@ -217,6 +226,23 @@ def _widest(sass: str, instruction: str) -> int:
     for modifiers in re.findall(rf"\b{instruction}((?:\.\w+)*)", sass):
         widths += [int(w) for w in re.findall(r"\.(64|128|256)\b", modifiers)]
     return max(widths)
+
+
+def _amd_usage(assembly: str) -> dict[str, int]:
+    """By the notes at the end of the assembly: vector registers, and those of them spilled, four bytes each."""
+
+    def field(name: str) -> int:
+        return int(re.search(rf"\.{name}:\s+(\d+)", assembly).group(1))
+
+    def widest(kind: str) -> int:
+        return 32 * max(map(int, re.findall(rf"(?:global|buffer)_{kind}_dwordx(\d)\b", assembly)), default=1)
+
+    return dict(
+        registers=field("vgpr_count"),
+        spill_bytes=4 * field("vgpr_spill_count"),
+        widest_load=widest("load"),
+        widest_store=widest("store"),
+    )
 
 
 def main(archs: Sequence[str]) -> None:

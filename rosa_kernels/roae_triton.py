@@ -39,7 +39,7 @@ from rosa_kernels.tiles import (
 
 NUM_WARPS = 4
 TILE_BYTES = 32 * NUM_WARPS * 32  # two 128-bit accesses a thread
-MAX_BLOCK_T = 64
+MAX_BLOCK_T = 32  # of small heads
 PROGRAMS = 1024  # to aim at: some waves of what a large GPU holds at once
 MIN_DOT = 16  # the smallest side of a tile that tl.dot takes
 MAX_RANK = 256  # a latent is held whole
@@ -269,7 +269,7 @@ def roae_backward_kernel(
     o_t = o_t.to(tl.int64)
     p_low = low + (o_t * ((HEADS + KEY_HEADS) * D_LOW))[:, None]
     b_latent = _load_rows(latent, o_t, m_t, RANK, BLOCK_R)
-    if GROUPED:
+    if GROUPED and NEED_DU:
         b_dkey_latent = _load_rows(dkey_latent, o_t, m_t, RANK, BLOCK_R)
     for i in range(i_group * heads_per_program, tl.minimum((i_group + 1) * heads_per_program, HEADS)):
         b_u_re, b_u_im = _project(b_latent, up, i, LOW_PAIRS, BLOCK_LOW, RANK, BLOCK_R, COMPUTE)
@@ -388,7 +388,7 @@ def backward_launch(
     dk = empty_heads(dk_out, sequence_major) if need_dx and not grouped else dk_out.new_empty(0)
     du = latent.new_empty(shape["tokens"], up.shape[0] if need_du else 0)
     signal = latent.new_empty(shape["tokens"], up.shape[0] if need_dgqa else 0)
-    arguments = shape | head_arguments(dq_out=dq_out, dk_out=dk_out, dq=dq, dk=dk)
+    arguments = shape | head_arguments(dq_out=dq_out, dk_out=dq_out if grouped else dk_out, dq=dq, dk=dk)
     arguments |= dict(
         latent=latent, up=up, gqa_down=gqa_down if grouped else up, low=low,
         dkey_latent=dkey_latent if grouped else latent, du=du, signal=signal, GROUPED=grouped,
@@ -447,10 +447,10 @@ def _weight_gradient(dy: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     A float32 gradient of 16-bit activations comes out of the GEMM as it was summed: not rounded, with no cast kernel.
     """
     if dtype == dy.dtype:
-        return dy.T @ x
+        return _product(dy.T, x)
     if dy.is_cuda and dtype == torch.float32:
         return torch.mm(dy.T, x, out_dtype=dtype)
-    return dy.T.to(dtype) @ x.to(dtype)
+    return _product(dy.T.to(dtype), x.to(dtype))
 
 
 # An operator, since torch.compile does not know `out_dtype` everywhere.
@@ -499,9 +499,9 @@ class _RoAE(torch.autograd.Function):
             dk = dk_shared
         grads = [dq if needs_q else None, dk if needs_k else None, *[None] * 9]
         if needs_hidden or needs_down:
-            dlatent = du @ rounded[1]
+            dlatent = _product(du, rounded[1])
         if needs_hidden:
-            grads[4] = (dlatent @ rounded[0]).view(ctx.hidden_shape)
+            grads[4] = _product(dlatent, rounded[0]).view(ctx.hidden_shape)
         if needs_down:
             grads[5] = torch.ops.rosa.weight_gradient(dlatent, hidden_states.reshape(-1, down.shape[1]), down.dtype)
         if needs_up:
@@ -516,7 +516,13 @@ class _RoAE(torch.autograd.Function):
 def _project_down(hidden_states: Tensor, *weights: Tensor | None) -> list[Tensor | None]:
     """H W_down of Eq. 2, `[tokens, rank]`, and the three other weights, in H's dtype."""
     down, *others = _rounded(weights, hidden_states.dtype)
-    return [hidden_states.reshape(-1, hidden_states.shape[-1]) @ down.T, *others]
+    return [_product(hidden_states.reshape(-1, hidden_states.shape[-1]), down.T), *others]
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in their own dtype, whatever autocast prefers."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
 
 
 def _rounded(weights: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
