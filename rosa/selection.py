@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -61,7 +62,9 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         p_exploit (float): probability of choosing by score, in [0, 1].
         mode (str): "skip" freezes the other layers until the step before the next selection, so that their gradients
             are never computed; "mask" computes every gradient and drops the unwanted ones at once, as in the paper. The
-            parameters take the same course either way, gradient clipping included.
+            parameters take the same course either way, gradient clipping included. Under torch.compile, compile the
+            decoder layers one by one for "skip" (`layer.compile()`): a model compiled as a whole, which is warned of,
+            makes another graph at each selection.
         seed (int): of the generator that draws the selections; the same on every rank.
 
     Attributes:
@@ -109,6 +112,8 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         self.unfreeze()
         if mode == "mask":
             self._drop_gradients_as_they_come()
+        else:
+            self._warn_of_whole_graphs(model)
         self._prepare_next_step()
 
     @property
@@ -216,6 +221,12 @@ class DynamicLayerSelection(torch.optim.Optimizer):
             for parameter in layer.parameters:
                 parameter.register_post_accumulate_grad_hook(functools.partial(drop, layer.index))
 
+    def _warn_of_whole_graphs(self, model: nn.Module) -> None:
+        """Warns when the module that runs the layers, and so all of them at once, goes into one graph."""
+        name = decoder_layers(model)[0].name.rpartition(".")[0]  # of the list of layers
+        runs_layers = model.get_submodule(name.rpartition(".")[0])
+        weakref.finalize(self, runs_layers.register_forward_pre_hook(_warn_if_compiling).remove)
+
     def _drops(self, index: int) -> bool:
         return self._holds and index not in self.selected_layers and not self._selects(self._steps + 1)
 
@@ -308,6 +319,26 @@ def _layers(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[_Layer]:
             "build it from this model's parameters, for example rosa.trainable_parameters(model)"
         )
     return layers
+
+
+def _warn_if_compiling(module: nn.Module, args: tuple) -> None:
+    if torch.compiler.is_compiling():
+        _warn_of_whole_graph()
+
+
+@torch.compiler.assume_constant_result  # torch.compile runs it when it makes a graph, not when the graph runs
+def _warn_of_whole_graph() -> None:
+    _warn_once(
+        "DynamicLayerSelection(mode='skip') in a model that is compiled as a whole: every selection changes which "
+        "parameters require gradients and makes another graph, until torch.compile reaches its recompile_limit and "
+        "runs the model uncompiled. Compile each decoder layer on its own instead (regional compilation: "
+        "`for layer in model.model.layers: layer.compile()`), or use mode='mask'"
+    )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
 
 
 def _drop_gradients(parameters: list[nn.Parameter]) -> None:

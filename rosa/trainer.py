@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -31,7 +32,8 @@ class RosaTrainer(Trainer):
         model (nn.Module): a patched model.
         args (TrainingArguments, optional): as for Trainer.
         dls (mapping or None): keyword arguments of DynamicLayerSelection, which has the paper's defaults; None trains
-            every layer at every step.
+            every layer at every step. With `torch_compile=True` and mode "skip" each decoder layer is compiled on its
+            own.
         **kwargs: Trainer's other arguments.
 
     Attributes:
@@ -56,8 +58,8 @@ class RosaTrainer(Trainer):
                 "use_liger_kernel=True would replace the rotary function that RoSA serves; apply Liger's kernels with "
                 "rope=False before rosa.patch instead"
             )
-        super().__init__(model, args, **kwargs)
         self.dls = dls
+        super().__init__(model, args, **kwargs)
         self.layer_selection: DynamicLayerSelection | None = None
         self.add_callback(_LogSelections(self))
 
@@ -68,10 +70,28 @@ class RosaTrainer(Trainer):
             if resume_from_checkpoint is None:
                 raise FileNotFoundError(f"{self.args.output_dir} holds no complete checkpoint to resume from")
         try:
-            return super().train(resume_from_checkpoint, **kwargs)
+            with self._room_for_variants():
+                return super().train(resume_from_checkpoint, **kwargs)
         finally:
             if self.layer_selection is not None:
                 self.layer_selection.unfreeze()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self._compiles_layers:
+            self.accelerator.state.dynamo_plugin.use_regional_compilation = True
+
+    @property
+    def _compiles_layers(self) -> bool:
+        """Whether each decoder layer is compiled on its own: one graph of them all would not outlive a selection."""
+        return self.args.torch_compile and self.dls is not None and self.dls.get("mode") != "mask"
+
+    def _room_for_variants(self) -> AbstractContextManager:
+        """Lets torch.compile keep the four graphs of a layer (it trains or not, its input requires gradients or not)
+        for every one that it keeps otherwise, such as those of batches with padding and without."""
+        if not self._compiles_layers:
+            return nullcontext()
+        return torch._dynamo.config.patch(recompile_limit=4 * torch._dynamo.config.recompile_limit)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         # Trainer takes what requires gradients, and an earlier selection may have frozen some.

@@ -43,8 +43,6 @@ def shape_arguments(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, low_pairs: i
         cos_stride_row=cos.stride(0), cos_stride_d=cos.stride(1),
         sin_stride_row=sin.stride(0), sin_stride_d=sin.stride(1),
         HEADS=heads, KEY_HEADS=k.shape[1], HEAD_DIM=head_dim, PAIRS=pairs, LOW_PAIRS=low_pairs,
-        BLOCK_HIGH=triton.next_power_of_2(max(1, pairs - low_pairs)),
-        BLOCK_LOW=triton.next_power_of_2(low_pairs),
         BLOCK_REST=triton.next_power_of_2(max(1, head_dim - 2 * pairs)),
         COMPUTE=tl.float64 if q.dtype == torch.float64 else tl.float32,
     )  # fmt: skip
