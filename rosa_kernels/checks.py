@@ -17,7 +17,7 @@ def check_rotary(q, k, cos, sin, alpha, rotary_dim) -> int:
         raise TypeError(f"k must have q's dtype, got q {q.dtype} and k {k.dtype}")
     if cos.requires_grad or sin.requires_grad:
         raise ValueError("cos and sin get no gradient: pass them detached (requires_grad is set)")
-    if not math.isfinite(alpha):
+    if not -math.inf < alpha < math.inf:  # math.isfinite would break torch.compile's graph with dynamic=True
         raise ValueError(f"alpha must be finite, got {alpha}")
 
     for name, t in (("q", q), ("k", k)):

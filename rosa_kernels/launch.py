@@ -38,10 +38,11 @@ def shape_arguments(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, low_pairs: i
     batch, heads, seq, head_dim = q.shape
     pairs = cos.shape[-1]
     cos, sin = rows(cos), rows(sin)
+    if cos.stride(1) != sin.stride(1) or cos.stride(1) not in (1, 2):
+        cos, sin = cos.contiguous(), sin.contiguous()
     return dict(
         cos=cos, sin=sin, tokens=batch * seq, seq=seq, cos_rows=cos.shape[0],
-        cos_stride_row=cos.stride(0), cos_stride_d=cos.stride(1),
-        sin_stride_row=sin.stride(0), sin_stride_d=sin.stride(1),
+        cos_stride_row=cos.stride(0), sin_stride_row=sin.stride(0), ROTARY_STEP=cos.stride(1),
         HEADS=heads, KEY_HEADS=k.shape[1], HEAD_DIM=head_dim, PAIRS=pairs, LOW_PAIRS=low_pairs,
         BLOCK_REST=triton.next_power_of_2(max(1, head_dim - 2 * pairs)),
         COMPUTE=tl.float64 if q.dtype == torch.float64 else tl.float32,

@@ -185,8 +185,9 @@ def roae_forward_kernel(
     k_stride_b, k_stride_h, k_stride_l, k_stride_d,
     q_out_stride_b, q_out_stride_h, q_out_stride_l, q_out_stride_d,
     k_out_stride_b, k_out_stride_h, k_out_stride_l, k_out_stride_d,
-    cos_stride_row, cos_stride_d, sin_stride_row, sin_stride_d,
-    ALPHA: tl.constexpr, INTERLEAVED: tl.constexpr, GROUPED: tl.constexpr, STORE: tl.constexpr,
+    cos_stride_row, sin_stride_row,
+    ALPHA: tl.constexpr, INTERLEAVED: tl.constexpr, ROTARY_STEP: tl.constexpr, GROUPED: tl.constexpr,
+    STORE: tl.constexpr,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAIRS: tl.constexpr, LOW_PAIRS: tl.constexpr,
     RANK: tl.constexpr, SPLIT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_HIGH: tl.constexpr, BLOCK_LOW: tl.constexpr,
     BLOCK_REST: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, COMPUTE: tl.constexpr,
@@ -200,8 +201,8 @@ def roae_forward_kernel(
     i_b, i_l = (o_t // seq).to(tl.int64), (o_t % seq).to(tl.int64)
     o_row = o_t % cos_rows
     b_low_cos, b_low_sin = load_rotary(
-        cos, sin, o_row, m_t, cos_stride_row, cos_stride_d, sin_stride_row, sin_stride_d,
-        SPLIT, PAIRS - SPLIT, BLOCK_LOW, COMPUTE,
+        cos, sin, o_row, m_t, cos_stride_row, sin_stride_row,
+        SPLIT, PAIRS - SPLIT, BLOCK_LOW, ROTARY_STEP, COMPUTE,
     )  # fmt: skip
     o_t = o_t.to(tl.int64)
     p_low = low + (o_t * ((HEADS + KEY_HEADS) * D_LOW))[:, None]
@@ -228,8 +229,8 @@ def roae_forward_kernel(
                 b_key_latent, gqa_up, i_k, PAIRS, LOW_PAIRS, SPLIT, BLOCK_LOW, RANK, BLOCK_R, COMPUTE
             )
             b_cos, b_sin = load_rotary(
-                cos, sin, o_row, m_t, cos_stride_row, cos_stride_d, sin_stride_row, sin_stride_d,
-                0, SPLIT, BLOCK_HIGH, COMPUTE,
+                cos, sin, o_row, m_t, cos_stride_row, sin_stride_row,
+                0, SPLIT, BLOCK_HIGH, ROTARY_STEP, COMPUTE,
             )  # fmt: skip
             _forward_head(
                 row_pointers(k, i_b, i_l, i_k, k_stride_b, k_stride_h, k_stride_l),
@@ -243,8 +244,8 @@ def roae_forward_kernel(
         b_u_re, b_u_im = _project(b_latent, up, i, PAIRS, LOW_PAIRS, SPLIT, BLOCK_LOW, RANK, BLOCK_R, COMPUTE)
         b_s_re, b_s_im = b_u_re * tl.sigmoid(b_u_re), b_u_im * tl.sigmoid(b_u_im)
         b_cos, b_sin = load_rotary(
-            cos, sin, o_row, m_t, cos_stride_row, cos_stride_d, sin_stride_row, sin_stride_d,
-            0, SPLIT, BLOCK_HIGH, COMPUTE,
+            cos, sin, o_row, m_t, cos_stride_row, sin_stride_row,
+            0, SPLIT, BLOCK_HIGH, ROTARY_STEP, COMPUTE,
         )  # fmt: skip
         _forward_head(
             row_pointers(q, i_b, i_l, i, q_stride_b, q_stride_h, q_stride_l),
@@ -254,8 +255,8 @@ def roae_forward_kernel(
         )  # fmt: skip
         if not GROUPED:
             b_cos, b_sin = load_rotary(
-                cos, sin, o_row, m_t, cos_stride_row, cos_stride_d, sin_stride_row, sin_stride_d,
-                0, SPLIT, BLOCK_HIGH, COMPUTE,
+                cos, sin, o_row, m_t, cos_stride_row, sin_stride_row,
+                0, SPLIT, BLOCK_HIGH, ROTARY_STEP, COMPUTE,
             )  # fmt: skip
             _forward_head(
                 row_pointers(k, i_b, i_l, i, k_stride_b, k_stride_h, k_stride_l),
@@ -273,8 +274,8 @@ def roae_backward_keys_kernel(
     tokens, seq, cos_rows,
     dk_out_stride_b, dk_out_stride_h, dk_out_stride_l, dk_out_stride_d,
     dk_stride_b, dk_stride_h, dk_stride_l, dk_stride_d,
-    cos_stride_row, cos_stride_d, sin_stride_row, sin_stride_d,
-    ALPHA: tl.constexpr, INTERLEAVED: tl.constexpr,
+    cos_stride_row, sin_stride_row,
+    ALPHA: tl.constexpr, INTERLEAVED: tl.constexpr, ROTARY_STEP: tl.constexpr,
     NEED_DX: tl.constexpr, NEED_DU: tl.constexpr, NEED_DGQA: tl.constexpr,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAIRS: tl.constexpr, LOW_PAIRS: tl.constexpr,
     RANK: tl.constexpr, SPLIT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_HIGH: tl.constexpr, BLOCK_LOW: tl.constexpr,
@@ -287,8 +288,8 @@ def roae_backward_keys_kernel(
     i_b, i_l = (o_t // seq).to(tl.int64), (o_t % seq).to(tl.int64)
     o_row = o_t % cos_rows
     b_low_cos, b_low_sin = load_rotary(
-        cos, sin, o_row, m_t, cos_stride_row, cos_stride_d, sin_stride_row, sin_stride_d,
-        SPLIT, PAIRS - SPLIT, BLOCK_LOW, COMPUTE,
+        cos, sin, o_row, m_t, cos_stride_row, sin_stride_row,
+        SPLIT, PAIRS - SPLIT, BLOCK_LOW, ROTARY_STEP, COMPUTE,
     )  # fmt: skip
     o_t = o_t.to(tl.int64)
     if NEED_DX:
@@ -302,8 +303,8 @@ def roae_backward_keys_kernel(
                 p_dk_out, dk_out_stride_d, m_t, SPLIT, PAIRS - SPLIT, BLOCK_LOW, PAIRS, INTERLEAVED, COMPUTE
             )
             b_cos, b_sin = load_rotary(
-                cos, sin, o_row, m_t, cos_stride_row, cos_stride_d, sin_stride_row, sin_stride_d,
-                0, SPLIT, BLOCK_HIGH, COMPUTE,
+                cos, sin, o_row, m_t, cos_stride_row, sin_stride_row,
+                0, SPLIT, BLOCK_HIGH, ROTARY_STEP, COMPUTE,
             )  # fmt: skip
             _backward_head(
                 p_dk_out, row_pointers(dk, i_b, i_l, i, dk_stride_b, dk_stride_h, dk_stride_l),
@@ -338,8 +339,8 @@ def roae_backward_kernel(
     dk_out_stride_b, dk_out_stride_h, dk_out_stride_l, dk_out_stride_d,
     dq_stride_b, dq_stride_h, dq_stride_l, dq_stride_d,
     dk_stride_b, dk_stride_h, dk_stride_l, dk_stride_d,
-    cos_stride_row, cos_stride_d, sin_stride_row, sin_stride_d,
-    ALPHA: tl.constexpr, INTERLEAVED: tl.constexpr, GROUPED: tl.constexpr,
+    cos_stride_row, sin_stride_row,
+    ALPHA: tl.constexpr, INTERLEAVED: tl.constexpr, ROTARY_STEP: tl.constexpr, GROUPED: tl.constexpr,
     NEED_DX: tl.constexpr, NEED_DU: tl.constexpr, NEED_DGQA: tl.constexpr,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAIRS: tl.constexpr, LOW_PAIRS: tl.constexpr,
     RANK: tl.constexpr, SPLIT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_HIGH: tl.constexpr, BLOCK_LOW: tl.constexpr,
@@ -353,8 +354,8 @@ def roae_backward_kernel(
     i_b, i_l = (o_t // seq).to(tl.int64), (o_t % seq).to(tl.int64)
     o_row = o_t % cos_rows
     b_low_cos, b_low_sin = load_rotary(
-        cos, sin, o_row, m_t, cos_stride_row, cos_stride_d, sin_stride_row, sin_stride_d,
-        SPLIT, PAIRS - SPLIT, BLOCK_LOW, COMPUTE,
+        cos, sin, o_row, m_t, cos_stride_row, sin_stride_row,
+        SPLIT, PAIRS - SPLIT, BLOCK_LOW, ROTARY_STEP, COMPUTE,
     )  # fmt: skip
     o_t = o_t.to(tl.int64)
     p_low = low + (o_t * ((HEADS + KEY_HEADS) * D_LOW))[:, None]
@@ -419,8 +420,8 @@ def roae_backward_kernel(
                 _store_low(signal + o_s, b_s_re, b_s_im, m_t, PAIRS, LOW_PAIRS, SPLIT, BLOCK_LOW)
         if NEED_DX:
             b_cos, b_sin = load_rotary(
-                cos, sin, o_row, m_t, cos_stride_row, cos_stride_d, sin_stride_row, sin_stride_d,
-                0, SPLIT, BLOCK_HIGH, COMPUTE,
+                cos, sin, o_row, m_t, cos_stride_row, sin_stride_row,
+                0, SPLIT, BLOCK_HIGH, ROTARY_STEP, COMPUTE,
             )  # fmt: skip
             _backward_head(
                 p_dq_out, row_pointers(dq, i_b, i_l, i, dq_stride_b, dq_stride_h, dq_stride_l),

@@ -86,8 +86,9 @@ def rope_roae_forward_kernel(
     k_stride_b, k_stride_h, k_stride_l, k_stride_d,
     q_out_stride_b, q_out_stride_h, q_out_stride_l, q_out_stride_d,
     k_out_stride_b, k_out_stride_h, k_out_stride_l, k_out_stride_d,
-    cos_stride_row, cos_stride_d, sin_stride_row, sin_stride_d, signal_stride_t, key_signal_stride_t,
-    ALPHA: tl.constexpr, INTERLEAVED: tl.constexpr, SHARED: tl.constexpr, STORE_LOW: tl.constexpr,
+    cos_stride_row, sin_stride_row, signal_stride_t, key_signal_stride_t,
+    ALPHA: tl.constexpr, INTERLEAVED: tl.constexpr, ROTARY_STEP: tl.constexpr, SHARED: tl.constexpr,
+    STORE_LOW: tl.constexpr,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAIRS: tl.constexpr, LOW_PAIRS: tl.constexpr,
     HEADS_PER_PROGRAM: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_PAIRS: tl.constexpr, BLOCK_REST: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -99,8 +100,8 @@ def rope_roae_forward_kernel(
     m_t = o_t < tokens
     i_b, i_l = (o_t // seq).to(tl.int64), (o_t % seq).to(tl.int64)
     b_cos, b_sin = load_rotary(
-        cos, sin, o_t % cos_rows, m_t, cos_stride_row, cos_stride_d, sin_stride_row, sin_stride_d,
-        0, PAIRS, BLOCK_PAIRS, COMPUTE,
+        cos, sin, o_t % cos_rows, m_t, cos_stride_row, sin_stride_row,
+        0, PAIRS, BLOCK_PAIRS, ROTARY_STEP, COMPUTE,
     )  # fmt: skip
     o_t = o_t.to(tl.int64)
     for j in range(HEADS_PER_PROGRAM):
@@ -158,8 +159,8 @@ def rope_roae_backward_kernel(
     dk_out_stride_b, dk_out_stride_h, dk_out_stride_l, dk_out_stride_d,
     dq_stride_b, dq_stride_h, dq_stride_l, dq_stride_d,
     dk_stride_b, dk_stride_h, dk_stride_l, dk_stride_d,
-    cos_stride_row, cos_stride_d, sin_stride_row, sin_stride_d, signal_stride_t, key_signal_stride_t,
-    ALPHA: tl.constexpr, INTERLEAVED: tl.constexpr, SHARED: tl.constexpr,
+    cos_stride_row, sin_stride_row, signal_stride_t, key_signal_stride_t,
+    ALPHA: tl.constexpr, INTERLEAVED: tl.constexpr, ROTARY_STEP: tl.constexpr, SHARED: tl.constexpr,
     NEED_DQ: tl.constexpr, NEED_DK: tl.constexpr, NEED_DSIGNAL: tl.constexpr, NEED_DKEY_SIGNAL: tl.constexpr,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAIRS: tl.constexpr, LOW_PAIRS: tl.constexpr,
     HEADS_PER_PROGRAM: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_PAIRS: tl.constexpr, BLOCK_REST: tl.constexpr,
@@ -174,8 +175,8 @@ def rope_roae_backward_kernel(
     m_t = o_t < tokens
     i_b, i_l = (o_t // seq).to(tl.int64), (o_t % seq).to(tl.int64)
     b_cos, b_sin = load_rotary(
-        cos, sin, o_t % cos_rows, m_t, cos_stride_row, cos_stride_d, sin_stride_row, sin_stride_d,
-        0, PAIRS, BLOCK_PAIRS, COMPUTE,
+        cos, sin, o_t % cos_rows, m_t, cos_stride_row, sin_stride_row,
+        0, PAIRS, BLOCK_PAIRS, ROTARY_STEP, COMPUTE,
     )  # fmt: skip
     o_t = o_t.to(tl.int64)
     p_low = low + (o_t * ((HEADS + KEY_HEADS) * D_LOW))[:, None]

@@ -16,16 +16,26 @@ def row_pointers(x, i_b, i_l, i_h, stride_b, stride_h, stride_l):
 
 @triton.jit
 def load_rotary(
-    cos, sin, o_row, m_t, cos_stride_row, cos_stride_d, sin_stride_row, sin_stride_d,
-    FIRST: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr, COMPUTE: tl.constexpr,
+    cos, sin, o_row, m_t, cos_stride_row, sin_stride_row,
+    FIRST: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr, ROTARY_STEP: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """cos and sin of pairs FIRST to FIRST + COUNT for every token of the block, `[BLOCK_T, BLOCK]` each."""
-    o_pair = tl.arange(0, BLOCK)[None, :]
-    m = m_t[:, None] & (o_pair < COUNT)
     o_row = o_row.to(tl.int64)[:, None]
-    b_cos = tl.load(cos + o_row * cos_stride_row + (FIRST + o_pair) * cos_stride_d, mask=m, other=0.0)
-    b_sin = tl.load(sin + o_row * sin_stride_row + (FIRST + o_pair) * sin_stride_d, mask=m, other=0.0)
+    b_cos = _load_rotary(cos + o_row * cos_stride_row, m_t, FIRST, COUNT, BLOCK, ROTARY_STEP)
+    b_sin = _load_rotary(sin + o_row * sin_stride_row, m_t, FIRST, COUNT, BLOCK, ROTARY_STEP)
     return b_cos.to(COMPUTE), b_sin.to(COMPUTE)
+
+
+@triton.jit
+def _load_rotary(p_row, m_t, FIRST: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr, ROTARY_STEP: tl.constexpr):
+    if ROTARY_STEP == 2:  # every value stands twice: a wide load, half of it dropped
+        o = tl.arange(0, 2 * BLOCK)[None, :]
+        b_x = tl.load(p_row + (2 * FIRST + o), mask=m_t[:, None] & (o < 2 * COUNT - 1), other=0.0)
+        b_x, _ = tl.split(tl.reshape(b_x, (m_t.shape[0], BLOCK, 2)))
+    else:
+        o = tl.arange(0, BLOCK)[None, :]
+        b_x = tl.load(p_row + (FIRST + o), mask=m_t[:, None] & (o < COUNT), other=0.0)
+    return b_x
 
 
 @triton.jit

@@ -17,17 +17,17 @@ def costs():
 def test_launches(costs):
     base, ours = costs["frozen (no adapter)"], costs["RoSA"]
     assert base.forward == 38
-    # Over the frozen layer: four casts of float32 weights and of their gradients, and those of the two float32 norms.
-    assert ours.forward <= base.forward + 2 and ours.backward <= base.backward + 8
-    without_casts = costs["RoSA, bfloat16 adapter"]
-    assert without_casts.forward <= 34 and without_casts.backward <= base.backward
+    assert ours.forward <= 34 and ours.backward <= 62
+    frozen = costs["RoSA, frozen by DLS"]
+    assert frozen.forward <= 34 and frozen.backward < base.backward
     for name in ("RoSA, naive PyTorch", "LoRA r=16, all linears (peft)"):
-        assert ours.forward < 0.65 * costs[name].forward and ours.backward < 0.7 * costs[name].backward
+        assert ours.forward <= costs[name].forward / 2 and ours.backward < 0.62 * costs[name].backward
 
 
 def test_saved_bytes(costs):
     assert costs["frozen (no adapter)"].saved_per_token == 159_352
-    assert costs["RoSA"].saved_per_token <= 187_256
+    assert costs["RoSA"].saved_per_token <= 185_000
     assert costs["RoSA, frozen by DLS"].saved_per_token <= 163_500
-    assert costs["RoSA"].saved_per_token < costs["RoSA, naive PyTorch"].saved_per_token
-    assert costs["RoSA"].saved_per_token < costs["LoRA r=16, all linears (peft)"].saved_per_token
+    assert costs["RoSA"].saved_besides == costs["RoSA, frozen by DLS"].saved_besides == 0  # no copies of weights
+    for name in ("RoSA, naive PyTorch", "LoRA r=16, all linears (peft)"):
+        assert costs["RoSA"].saved_per_token < costs[name].saved_per_token

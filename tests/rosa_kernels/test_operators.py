@@ -1,0 +1,125 @@
+"""The operators that the launches are to torch: their schemas, their shapes without data, and dynamic shapes."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import rosa_kernels.roae_triton
+import rosa_kernels.rope_roae_triton  # noqa: F401  (registers its operators)
+from rosa_kernels import roae, rope_roae
+
+ROSA = torch.ops.rosa
+BATCH, SEQ, HEADS, HEAD_DIM, LOW_PAIRS, RANK = 2, 5, 4, 16, 2, 6
+D_LOW, TOKENS = 2 * LOW_PAIRS, BATCH * SEQ
+
+
+@pytest.fixture
+def normal(kernel_device):
+    return lambda *size: torch.randn(size, device=kernel_device).bfloat16()
+
+
+@pytest.fixture(params=[2, 4], ids=["grouped", "shared signal"])
+def key_heads(request):
+    return request.param
+
+
+@pytest.fixture
+def heads(normal):
+    """`heads(n)`, laid out as Hugging Face's transposed projections."""
+    return lambda count: normal(BATCH, SEQ, count, HEAD_DIM).transpose(1, 2)
+
+
+def rotary(normal):
+    return normal(1, SEQ, HEAD_DIM // 2), normal(1, SEQ, HEAD_DIM // 2)
+
+
+def signals(normal, key_heads):
+    return normal(BATCH, SEQ, HEADS * D_LOW), normal(BATCH, SEQ, key_heads * D_LOW) if key_heads < HEADS else None
+
+
+def roae_weights(normal, key_heads):
+    grouped = key_heads < HEADS
+    gqa_down, gqa_up = (normal(RANK, HEADS * D_LOW), normal(key_heads * D_LOW, RANK)) if grouped else (None, None)
+    return normal(HEADS * D_LOW, RANK), gqa_down, gqa_up
+
+
+def low_pairs(normal, key_heads):
+    return normal(TOKENS, (HEADS + key_heads) * D_LOW)
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_rope_roae_forward(normal, heads, key_heads, store):
+    signal = signals(normal, key_heads)
+    arguments = (heads(HEADS), heads(key_heads), *rotary(normal), *signal, 0.1, False, store)
+    torch.library.opcheck(ROSA.rope_roae_forward, arguments)
+
+
+@pytest.mark.parametrize("needs", [[True] * 4, [True, False, False, False], [False, False, True, False]])
+def test_rope_roae_backward(normal, heads, key_heads, needs):
+    signal, low = signals(normal, key_heads), low_pairs(normal, key_heads)
+    needs = [*needs[:3], needs[3] and key_heads < HEADS]
+    arguments = (heads(HEADS), heads(key_heads), *rotary(normal), *signal, low, 0.1, True, True, needs)
+    torch.library.opcheck(ROSA.rope_roae_backward, arguments)
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_roae_forward(normal, heads, key_heads, store):
+    weights = roae_weights(normal, key_heads)
+    arguments = (heads(HEADS), heads(key_heads), *rotary(normal), normal(TOKENS, RANK), *weights, 0.1, False, store)
+    torch.library.opcheck(ROSA.roae_forward, arguments)
+
+
+NEEDS = [(True, True, True), (True, False, False), (False, True, False)]  # dq and dk, dU, W_GQA's gradients
+
+
+@pytest.mark.parametrize("needs", NEEDS)
+def test_roae_backward_keys(normal, heads, needs):
+    gqa_up, low, key_latent = normal(2 * D_LOW, RANK), low_pairs(normal, 2), normal(TOKENS, RANK)
+    arguments = (heads(2), *rotary(normal), gqa_up, low, key_latent, HEADS, 0.1, False, True, *needs)
+    torch.library.opcheck(ROSA.roae_backward_keys, arguments)
+
+
+@pytest.mark.parametrize("needs", NEEDS)
+def test_roae_backward(normal, heads, key_heads, needs):
+    up, gqa_down, _ = roae_weights(normal, key_heads)
+    low, dkey_latent = low_pairs(normal, key_heads), normal(TOKENS, RANK) if key_heads < HEADS else None
+    arguments = (
+        heads(HEADS), heads(key_heads), *rotary(normal), normal(TOKENS, RANK), up, gqa_down, low, dkey_latent,
+        0.1, False, False, *needs,
+    )  # fmt: skip
+    torch.library.opcheck(ROSA.roae_backward, arguments)
+
+
+def test_weight_gradient(normal):
+    torch.library.opcheck(ROSA.weight_gradient, (normal(TOKENS, 8), normal(TOKENS, RANK), torch.float32))
+
+
+def test_all_operators_are_checked_here():
+    registered = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("rosa::")}
+    assert {f"test_{name}" for name in registered} <= globals().keys()
+
+
+# In 16 bits, of Qwen2.5-7B's shape: there `roae` is one op on every device.
+@pytest.mark.parametrize("function", [roae, rope_roae])
+def test_one_graph_for_any_number_of_tokens(function):
+    """Without data: the shapes of the launches depend on the tokens, and must not do so by a branch."""
+    graphs = CompileCounterWithBackend("aot_eager")
+    torch.compiler.reset()
+
+    @torch.compile(fullgraph=True, dynamic=True, backend=graphs)
+    def loss(*tensors):
+        q_out, k_out = function(*tensors, alpha=0.1, backend="triton")
+        return q_out.sum() + k_out.sum()
+
+    with FakeTensorMode():
+        weights = [torch.empty(*size, requires_grad=True) for size in ((128, 3584), (896, 128), (128, 896), (128, 128))]
+        for batch, seq in ((2, 11), (3, 700), (2, 5000), (7, 100_000)):
+            q, k, signal, key_signal, hidden_states = (
+                torch.empty(batch, seq, *size, dtype=torch.bfloat16, requires_grad=True)
+                for size in ((28, 128), (4, 128), (896,), (128,), (3584,))
+            )
+            cos, sin = torch.empty(2, 1, seq, 128)
+            others = (hidden_states, *weights) if function is roae else (signal, key_signal)
+            loss(q.transpose(1, 2), k.transpose(1, 2), cos, sin, *others).backward()
+            assert graphs.frame_count == 1, (batch, seq)
