@@ -119,7 +119,7 @@ def test_one_graph_for_any_number_of_tokens(function):
                 torch.empty(batch, seq, *size, dtype=torch.bfloat16, requires_grad=True)
                 for size in ((28, 128), (4, 128), (896,), (128,), (3584,))
             )
-            cos, sin = torch.empty(2, 1, seq, 128)
+            cos, sin = (torch.empty(1, seq, 128) for _ in range(2))
             others = (hidden_states, *weights) if function is roae else (signal, key_signal)
             loss(q.transpose(1, 2), k.transpose(1, 2), cos, sin, *others).backward()
             assert graphs.frame_count == 1, (batch, seq)
