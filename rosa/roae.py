@@ -73,8 +73,9 @@ class RoAE(nn.Module):
         Returns:
             q and k after rotation, enhanced; shapes, dtypes and layouts as given.
         """
+        cos, sin = self.layout.pairwise(cos), self.layout.pairwise(sin)
         return roae(
-            q, k, self.layout.pairwise(cos), self.layout.pairwise(sin),
+            q, k, cos, sin if self.layout.sign == 1 else -sin,
             hidden_states, self.down, self.up, self.gqa_down, self.gqa_up,
             alpha=self.alpha, interleaved=self.layout.interleaved, rotary_dim=self.layout.rotary_dim,
         )  # fmt: skip

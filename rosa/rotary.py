@@ -33,12 +33,13 @@ class RotaryLayout(NamedTuple):
     """How a family's rotary function pairs the elements of a head and reads cos and sin.
 
     `columns` says which columns of cos hold the value of each pair: all of them (cos is half as wide as the head's
-    rotary part), the first half, or the even ones.
+    rotary part), the first half, or the even ones. `sign` is that of sin: -1 where the family rotates the other way.
     """
 
     rotary_dim: int
     interleaved: bool
     columns: Literal["all", "first half", "even"]
+    sign: Literal[1, -1] = 1
 
     def pairwise(self, t: Tensor) -> Tensor:
         """cos or sin as the model gives it, `[..., width]`, with one column a pair, `[..., rotary_dim / 2]`; a view."""
@@ -95,11 +96,12 @@ def probe_layout(attention: nn.Module, head_dim: int, rotary_dim: int) -> Rotary
 
 
 def _known_layouts(rotary_dim: int) -> Iterator[RotaryLayout]:
-    yield RotaryLayout(rotary_dim, False, "first half")
-    yield RotaryLayout(rotary_dim, True, "even")
-    yield RotaryLayout(rotary_dim, True, "first half")
-    yield RotaryLayout(rotary_dim, False, "all")
-    yield RotaryLayout(rotary_dim, True, "all")
+    for sign in (1, -1):
+        yield RotaryLayout(rotary_dim, False, "first half", sign)
+        yield RotaryLayout(rotary_dim, True, "even", sign)
+        yield RotaryLayout(rotary_dim, True, "first half", sign)
+        yield RotaryLayout(rotary_dim, False, "all", sign)
+        yield RotaryLayout(rotary_dim, True, "all", sign)
 
 
 def _agrees(function: Callable, layout: RotaryLayout, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
@@ -110,7 +112,7 @@ def _agrees(function: Callable, layout: RotaryLayout, q: Tensor, k: Tensor, cos:
         return False  # cos of this width does not fit the function
     silent = q.new_zeros(1, q.shape[2], q.shape[1] * 2)
     ours = rope_roae_reference(
-        q, k, cos, sin, silent, alpha=0.0, interleaved=layout.interleaved, rotary_dim=layout.rotary_dim
+        q, k, cos, layout.sign * sin, silent, alpha=0.0, interleaved=layout.interleaved, rotary_dim=layout.rotary_dim
     )
     return all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5) for a, b in zip(theirs, ours, strict=True))
 

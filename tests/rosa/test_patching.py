@@ -178,10 +178,10 @@ def test_an_unknown_rotary_function_is_refused(make_model, monkeypatch):
     original = functions["apply_rotary_pos_emb"]
 
     @functools.wraps(original)
-    def opposite_sign(q, k, cos, sin, *args):
-        return original(q, k, cos, -sin, *args)
+    def backwards(q, k, cos, sin, *args):
+        return original(q, k, cos.flip(-1), sin.flip(-1), *args)
 
-    monkeypatch.setitem(functions, "apply_rotary_pos_emb", opposite_sign)
+    monkeypatch.setitem(functions, "apply_rotary_pos_emb", backwards)
     with pytest.raises(rosa.UnsupportedModelError, match=r"Qwen2Attention of .*fits no known layout for 16 rotary"):
         rosa.patch(model)
     assert same(fingerprint(model), before)
