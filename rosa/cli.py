@@ -121,13 +121,12 @@ def _demo(argv: list[str]) -> None:
 
 def _kernels(argv: list[str]) -> None:
     parser = _parser("kernels", "Compile the kernels for GPUs that need not be there, and show registers and traffic.")
-    architectures = ["sm_80", "sm_86", "sm_89", "sm_90"]
-    parser.add_argument("--arch", nargs="+", default=architectures, help=f"default: {' '.join(architectures)}")
+    parser.add_argument("--arch", nargs="+", help="default: sm_80 sm_86 sm_89 sm_90 sm_100 sm_120 gfx942")
     args = parser.parse_args(argv)
 
-    from rosa_kernels.offline import main as compile_kernels
+    from rosa_kernels.offline import CARDS, main
 
-    compile_kernels(args.arch)
+    main(args.arch or list(CARDS))
 
 
 def _info(argv: list[str]) -> None:
