@@ -109,9 +109,10 @@ def test_one_graph_for_any_number_of_tokens(function):
 
     @torch.compile(fullgraph=True, dynamic=True, backend=graphs)
     def loss(*tensors):
-        q_out, k_out = function(*tensors, alpha=0.1, backend="triton")
+        q_out, k_out = function(*tensors, backend="triton")
         return q_out.sum() + k_out.sum()
 
+    counts = set()
     with FakeTensorMode():
         weights = [torch.empty(*size, requires_grad=True) for size in ((128, 3584), (896, 128), (128, 896), (128, 128))]
         for batch, seq in ((2, 11), (3, 700), (2, 5000), (7, 100_000)):
@@ -122,4 +123,5 @@ def test_one_graph_for_any_number_of_tokens(function):
             cos, sin = (torch.empty(1, seq, 128) for _ in range(2))
             others = (hidden_states, *weights) if function is roae else (signal, key_signal)
             loss(q.transpose(1, 2), k.transpose(1, 2), cos, sin, *others).backward()
-            assert graphs.frame_count == 1, (batch, seq)
+            counts.add(graphs.frame_count)
+    assert len(counts) == 1, "made again after the first call"
