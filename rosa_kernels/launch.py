@@ -79,7 +79,12 @@ def empty_heads(like: Tensor, sequence_major: bool) -> Tensor:
 
 def register(name: str, schema: str, launch: Callable[..., Launch]) -> None:
     """Makes a launch the operator `rosa::name` of torch: opaque to torch.compile, one graph whatever the mode, its
-    shapes known on the meta device. Plain `define` and `impl`: the decorator `custom_op` takes four times as long.
+    shapes known on the meta device.
+
+    Plain `define` and `impl`, and autograd functions around the operators, are what costs the host least
+    (`benchmarks/bench_dispatch.py`, medians on two x86 cores, torch 2.13): 2 µs a call on top of the launch function's
+    21, where the decorator `custom_op` adds 7.5; forward and backward of `rope_roae` together 85 µs, with
+    `register_autograd` in place of the autograd function 111, and with neither operators nor torch.compile 76.
     """
     name = f"rosa::{name}"
     torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
