@@ -53,7 +53,7 @@ def test_no_spills_and_128_bit_accesses(arch):
     for row in rows:
         kernel, _, registers, spills, shared, load, store = row
         assert (spills, load, store) == (0, 128, 128), row
-        # With four warps a program: four programs, or three at 168, share a multiprocessor's registers and shared memory.
+        # With four warps a program: four programs, or three at 168, share a multiprocessor's registers and memory.
         # (Triton 3.6 takes 174 on sm_100.)
         assert registers <= (128 if kernel.startswith("rope_roae") else 176) and shared <= 32 * 1024, row
 
