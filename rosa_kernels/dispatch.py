@@ -57,9 +57,9 @@ def roae(
         ValueError: a shape, device or number does not fit, cos or sin require gradients, or an unknown backend.
         RuntimeError: the Triton backend cannot run on these tensors' device; double backward through it.
 
-    The Triton backend runs one GEMM (H W_down) and one launch for 16-bit inputs and ranks up to 256. Otherwise the
-    signals come from GEMMs of their own and go to `rope_roae`: a program could not hold the latent, and without tensor
-    cores the products of float32 and float64 spill registers (up to 2,880 bytes a thread where they were compiled).
+    The Triton backend runs one GEMM (H W_down) and one launch, where a program can hold its tiles
+    (`roae_triton.fits_one_launch`): 16-bit inputs, ranks up to 256, and at most 8,192 numbers in a head's tile of a
+    weight (rank 128 at 64 low-frequency pairs). Otherwise the signals come from GEMMs and go to `rope_roae`.
     """
     weights = (down, up, gqa_down, gqa_up)
     rotary_dim = check_rotary(q, k, cos, sin, alpha, rotary_dim)
@@ -68,13 +68,13 @@ def roae(
     options = dict(alpha=float(alpha), interleaved=interleaved)
     if _choose(backend, q) == "reference":
         return roae_reference(q, k, cos, sin, hidden_states, *weights, rotary_dim=rotary_dim, **options)
-    from rosa_kernels.roae_triton import MAX_RANK, roae_triton
+    from rosa_kernels.roae_triton import fits_one_launch, roae_triton
     from rosa_kernels.rope_roae_triton import rope_roae_triton
 
     cos, sin = half_width(cos, rotary_dim, interleaved), half_width(sin, rotary_dim, interleaved)
-    if down.shape[0] > MAX_RANK or (q.is_cuda and q.element_size() > 2):  # the interpreter has no registers to spill
-        return rope_roae_triton(q, k, cos, sin, *signals(hidden_states, *weights), **options)
-    return roae_triton(q, k, cos, sin, hidden_states, *weights, **options)
+    if fits_one_launch(q, up):
+        return roae_triton(q, k, cos, sin, hidden_states, *weights, **options)
+    return rope_roae_triton(q, k, cos, sin, *signals(hidden_states, *weights), **options)
 
 
 def rope_roae(

@@ -38,7 +38,7 @@ def shape_arguments(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, low_pairs: i
     batch, heads, seq, head_dim = q.shape
     pairs = cos.shape[-1]
     cos, sin = rows(cos), rows(sin)
-    if cos.stride(1) != sin.stride(1) or cos.stride(1) not in (1, 2):
+    if cos.stride(1) != sin.stride(1) or not (_reads_wide(cos) and _reads_wide(sin)):
         cos, sin = cos.contiguous(), sin.contiguous()
     return dict(
         cos=cos, sin=sin, tokens=batch * seq, seq=seq, cos_rows=cos.shape[0],
@@ -47,6 +47,13 @@ def shape_arguments(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, low_pairs: i
         BLOCK_REST=triton.next_power_of_2(max(1, head_dim - 2 * pairs)),
         COMPUTE=tl.float64 if q.dtype == torch.float64 else tl.float32,
     )  # fmt: skip
+
+
+def _reads_wide(t: Tensor) -> bool:
+    """Whether the kernels can read cos or sin as it lies: dense rows, or every other column of rows twice as wide."""
+    if t.stride(1) == 2:  # the column between is read too, and must be there behind the last one
+        return t.storage_offset() % 2 == 0 and t.stride(0) % 2 == 0 and t.stride(0) >= 2 * t.shape[1]
+    return t.stride(1) == 1
 
 
 def head_arguments(**tensors: Tensor) -> dict[str, Any]:

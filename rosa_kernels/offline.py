@@ -196,8 +196,8 @@ def _report(launch, shape: Shape, arch: str) -> Report:
     )
 
 
-def _nvidia_usage(cubin: bytes) -> dict[str, int]:
-    """By the disassembler that Triton's wheel carries."""
+def disassemble(cubin: bytes) -> tuple[str, str]:
+    """Resource usage and machine code of an NVIDIA binary, by the disassembler that Triton's wheel carries."""
     import triton
 
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -208,6 +208,11 @@ def _nvidia_usage(cubin: bytes) -> dict[str, int]:
             subprocess.run([cuobjdump, option, file.name], check=True, capture_output=True, text=True).stdout
             for option in ("--dump-resource-usage", "--dump-sass")
         )
+    return usage, sass
+
+
+def _nvidia_usage(cubin: bytes) -> dict[str, int]:
+    usage, sass = disassemble(cubin)
 
     def field(name: str) -> int:
         return int(re.search(rf"\b{name}:(\d+)", usage).group(1))

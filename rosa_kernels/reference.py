@@ -61,12 +61,16 @@ def roae_reference(
 def signals(
     hidden_states: Tensor, down: Tensor, up: Tensor, gqa_down: Tensor | None, gqa_up: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """U of Eq. 2 and S_K of Eq. 3, for `rope_roae`: `[batch, seq, heads * d_low]` each, products in H's dtype."""
+    """U of Eq. 2 and S_K of Eq. 3, for `rope_roae`: `[batch, seq, heads * d_low]` each.
+
+    Products are in H's dtype, whatever autocast prefers.
+    """
     dtype = hidden_states.dtype
-    U = F.linear(F.linear(hidden_states, down.to(dtype)), up.to(dtype))  # Eq. 2, S = SiLU(U)
-    if gqa_down is None:
-        return U, None
-    return U, F.linear(F.linear(F.silu(U), gqa_down.to(dtype)), gqa_up.to(dtype))  # Eq. 3, S_K = S W_GQA
+    with torch.autocast(hidden_states.device.type, enabled=False):
+        U = F.linear(F.linear(hidden_states, down.to(dtype)), up.to(dtype))  # Eq. 2, S = SiLU(U)
+        if gqa_down is None:
+            return U, None
+        return U, F.linear(F.linear(F.silu(U), gqa_down.to(dtype)), gqa_up.to(dtype))  # Eq. 3, S_K = S W_GQA
 
 
 def half_width(t: Tensor, rotary_dim: int, interleaved: bool) -> Tensor:

@@ -106,8 +106,8 @@ def _project(b_latent, w, i_head, PAIRS: tl.constexpr, LOW_PAIRS: tl.constexpr, 
              BLOCK_LOW: tl.constexpr, RANK: tl.constexpr, BLOCK_R: tl.constexpr, COMPUTE: tl.constexpr):  # fmt: skip
     """A latent `[BLOCK_T, BLOCK_R]` times one head's rows of a weight: real and imaginary, `[BLOCK_T, BLOCK_LOW]`."""
     b_w_re, b_w_im = _load_head_rows(w, i_head, PAIRS, LOW_PAIRS, SPLIT, BLOCK_LOW, RANK, BLOCK_R)
-    b_re = tl.dot(b_latent, tl.trans(b_w_re), input_precision="ieee", out_dtype=COMPUTE)
-    b_im = tl.dot(b_latent, tl.trans(b_w_im), input_precision="ieee", out_dtype=COMPUTE)
+    b_re = tl.dot(b_latent, tl.trans(b_w_re.to(b_latent.dtype)), input_precision="ieee", out_dtype=COMPUTE)
+    b_im = tl.dot(b_latent, tl.trans(b_w_im.to(b_latent.dtype)), input_precision="ieee", out_dtype=COMPUTE)
     return b_re, b_im
 
 
@@ -190,10 +190,9 @@ def roae_forward_kernel(
     STORE: tl.constexpr,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAIRS: tl.constexpr, LOW_PAIRS: tl.constexpr,
     RANK: tl.constexpr, SPLIT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_HIGH: tl.constexpr, BLOCK_LOW: tl.constexpr,
-    BLOCK_REST: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, COMPUTE: tl.constexpr,
+    BLOCK_REST: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, COMPUTE: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     D_LOW: tl.constexpr = 2 * LOW_PAIRS
-    DOT: tl.constexpr = latent.dtype.element_ty
     groups = tl.cdiv(HEADS, heads_per_program) + GROUPED
     i_group = tl.program_id(0) % groups - GROUPED  # -1: the keys of grouped-query attention, the longest work, first
     o_t = (tl.program_id(0) // groups) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -206,7 +205,7 @@ def roae_forward_kernel(
     )  # fmt: skip
     o_t = o_t.to(tl.int64)
     p_low = low + (o_t * ((HEADS + KEY_HEADS) * D_LOW))[:, None]
-    b_latent = _load_rows(latent, o_t, m_t, RANK, BLOCK_R)
+    b_latent = _load_rows(latent, o_t, m_t, RANK, BLOCK_R).to(DOT)
 
     if GROUPED and i_group < 0:
         S_COLUMNS: tl.constexpr = HEADS * D_LOW
@@ -216,11 +215,11 @@ def roae_forward_kernel(
             o_r = tl.arange(0, BLOCK_R)
             m_s, m_r = o_s < S_COLUMNS, o_r < RANK
             b_up = tl.load(up + o_s[:, None] * RANK + o_r[None, :], mask=m_s[:, None] & m_r[None, :], other=0.0)
-            b_u = tl.dot(b_latent, tl.trans(b_up), input_precision="ieee", out_dtype=COMPUTE)
+            b_u = tl.dot(b_latent, tl.trans(b_up.to(DOT)), input_precision="ieee", out_dtype=COMPUTE)
             p_gqa = gqa_down + o_r[:, None] * S_COLUMNS + o_s[None, :]
             b_gqa = tl.load(p_gqa, mask=m_r[:, None] & m_s[None, :], other=0.0)
             b_s = (b_u * tl.sigmoid(b_u)).to(DOT)
-            b_key_latent = tl.dot(b_s, tl.trans(b_gqa), b_key_latent, input_precision="ieee", out_dtype=COMPUTE)
+            b_key_latent = tl.dot(b_s, tl.trans(b_gqa.to(DOT)), b_key_latent, input_precision="ieee", out_dtype=COMPUTE)
         b_key_latent = b_key_latent.to(DOT)
         if STORE:
             _store_rows(key_latent, o_t, m_t, b_key_latent, RANK, BLOCK_R)
@@ -279,10 +278,9 @@ def roae_backward_keys_kernel(
     NEED_DX: tl.constexpr, NEED_DU: tl.constexpr, NEED_DGQA: tl.constexpr,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAIRS: tl.constexpr, LOW_PAIRS: tl.constexpr,
     RANK: tl.constexpr, SPLIT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_HIGH: tl.constexpr, BLOCK_LOW: tl.constexpr,
-    BLOCK_REST: tl.constexpr, BLOCK_R: tl.constexpr, COMPUTE: tl.constexpr,
+    BLOCK_REST: tl.constexpr, BLOCK_R: tl.constexpr, COMPUTE: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     D_LOW: tl.constexpr = 2 * LOW_PAIRS
-    DOT: tl.constexpr = key_latent.dtype.element_ty
     o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     m_t = o_t < tokens
     i_b, i_l = (o_t // seq).to(tl.int64), (o_t % seq).to(tl.int64)
@@ -293,7 +291,7 @@ def roae_backward_keys_kernel(
     )  # fmt: skip
     o_t = o_t.to(tl.int64)
     if NEED_DX:
-        b_key_latent = _load_rows(key_latent, o_t, m_t, RANK, BLOCK_R)
+        b_key_latent = _load_rows(key_latent, o_t, m_t, RANK, BLOCK_R).to(DOT)
         for i in range(KEY_HEADS):
             b_s_re, b_s_im = _project(
                 b_key_latent, gqa_up, i, PAIRS, LOW_PAIRS, SPLIT, BLOCK_LOW, RANK, BLOCK_R, COMPUTE
@@ -323,8 +321,12 @@ def roae_backward_keys_kernel(
                 p_low, b_dk_re, b_dk_im, b_low_cos, b_low_sin, m_t, ALPHA, PAIRS, LOW_PAIRS, SPLIT, BLOCK_LOW, COMPUTE
             )
             b_w_re, b_w_im = _load_head_rows(gqa_up, i, PAIRS, LOW_PAIRS, SPLIT, BLOCK_LOW, RANK, BLOCK_R)
-            b_dkey_latent = tl.dot(b_ds_re.to(DOT), b_w_re, b_dkey_latent, input_precision="ieee", out_dtype=COMPUTE)
-            b_dkey_latent = tl.dot(b_ds_im.to(DOT), b_w_im, b_dkey_latent, input_precision="ieee", out_dtype=COMPUTE)
+            b_dkey_latent = tl.dot(
+                b_ds_re.to(DOT), b_w_re.to(DOT), b_dkey_latent, input_precision="ieee", out_dtype=COMPUTE
+            )
+            b_dkey_latent = tl.dot(
+                b_ds_im.to(DOT), b_w_im.to(DOT), b_dkey_latent, input_precision="ieee", out_dtype=COMPUTE
+            )
             if NEED_DGQA:
                 p_ds = dkey_signal + (o_t * (KEY_HEADS * D_LOW) + i * D_LOW)[:, None]
                 _store_low(p_ds, b_ds_re, b_ds_im, m_t, PAIRS, LOW_PAIRS, SPLIT, BLOCK_LOW)
@@ -344,7 +346,7 @@ def roae_backward_kernel(
     NEED_DX: tl.constexpr, NEED_DU: tl.constexpr, NEED_DGQA: tl.constexpr,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, PAIRS: tl.constexpr, LOW_PAIRS: tl.constexpr,
     RANK: tl.constexpr, SPLIT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_HIGH: tl.constexpr, BLOCK_LOW: tl.constexpr,
-    BLOCK_REST: tl.constexpr, BLOCK_R: tl.constexpr, COMPUTE: tl.constexpr,
+    BLOCK_REST: tl.constexpr, BLOCK_R: tl.constexpr, COMPUTE: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     D_LOW: tl.constexpr = 2 * LOW_PAIRS
     groups = tl.cdiv(HEADS, heads_per_program)
@@ -359,9 +361,9 @@ def roae_backward_kernel(
     )  # fmt: skip
     o_t = o_t.to(tl.int64)
     p_low = low + (o_t * ((HEADS + KEY_HEADS) * D_LOW))[:, None]
-    b_latent = _load_rows(latent, o_t, m_t, RANK, BLOCK_R)
+    b_latent = _load_rows(latent, o_t, m_t, RANK, BLOCK_R).to(DOT)
     if GROUPED and NEED_DU:
-        b_dkey_latent = _load_rows(dkey_latent, o_t, m_t, RANK, BLOCK_R)
+        b_dkey_latent = _load_rows(dkey_latent, o_t, m_t, RANK, BLOCK_R).to(DOT)
     for i in range(i_group * heads_per_program, tl.minimum((i_group + 1) * heads_per_program, HEADS)):
         b_u_re, b_u_im = _project(b_latent, up, i, PAIRS, LOW_PAIRS, SPLIT, BLOCK_LOW, RANK, BLOCK_R, COMPUTE)
         b_s_re, b_slope_re = _silu_gradient(b_u_re)
@@ -394,8 +396,8 @@ def roae_backward_kernel(
                 b_w_re, b_w_im = _load_head_columns(
                     gqa_down, i, HEADS, PAIRS, LOW_PAIRS, SPLIT, BLOCK_LOW, RANK, BLOCK_R
                 )
-                b_ds_re += tl.dot(b_dkey_latent, b_w_re, input_precision="ieee", out_dtype=COMPUTE)
-                b_ds_im += tl.dot(b_dkey_latent, b_w_im, input_precision="ieee", out_dtype=COMPUTE)
+                b_ds_re += tl.dot(b_dkey_latent, b_w_re.to(DOT), input_precision="ieee", out_dtype=COMPUTE)
+                b_ds_im += tl.dot(b_dkey_latent, b_w_im.to(DOT), input_precision="ieee", out_dtype=COMPUTE)
             else:
                 p_low_k = p_low + (HEADS + i) * D_LOW
                 b_dks_re, b_dks_im = _signal_gradient(

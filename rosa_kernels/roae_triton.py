@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from rosa_kernels.launch import Launch, empty_heads, head_arguments, refuse_double_backward, register, shape_arguments
@@ -19,7 +20,11 @@ from rosa_kernels.roae_kernels import roae_backward_kernel, roae_backward_keys_k
 NUM_WARPS = 4
 PROGRAMS = 1024  # to aim at: some waves of what a large GPU holds at once
 MIN_DOT = 16  # the smallest side of a tile that tl.dot takes
+ONE_LAUNCH_BYTES = (
+    2  # a number: without tensor cores, in float32 and float64, products spill up to 2,880 bytes a thread
+)
 MAX_RANK = 256  # a latent is held whole
+MAX_WEIGHT_TILE = 64 * 128  # low-frequency pairs by ranks, in shared memory: more would not fit every card's
 BLOCK_S = 32  # columns of S at a time, for Eq. 3
 # Pairs of 32 tokens that a program's registers hold without spills, those of low frequency counted three times (they,
 # their signal and its gradient). With more a program does 16 tokens.
@@ -102,7 +107,7 @@ def backward_launch(
 
 
 def _arguments(q, k, cos, sin, latent, columns: int, alpha: float, interleaved: bool) -> dict[str, Any]:
-    """The arguments that all kernels share; q and k may be gradients of outputs; `columns` are those of q's signal."""
+    """The arguments that all kernels share; q and k may be gradients; `columns` are those of q's signal."""
     shape = shape_arguments(q, k, cos, sin, low_pairs=columns // q.shape[1] // 2)
     block_low = max(MIN_DOT, triton.next_power_of_2(shape["LOW_PAIRS"]))
     split = max(0, shape["PAIRS"] - block_low)
@@ -112,7 +117,15 @@ def _arguments(q, k, cos, sin, latent, columns: int, alpha: float, interleaved: 
         ALPHA=alpha, INTERLEAVED=interleaved, RANK=latent.shape[1], SPLIT=split,
         BLOCK_T=32 if held <= PAIRS_OF_32_TOKENS else MIN_DOT,
         BLOCK_HIGH=block_high, BLOCK_LOW=block_low, BLOCK_R=max(MIN_DOT, triton.next_power_of_2(latent.shape[1])),
+        DOT=_dot_dtype(latent),
     )  # fmt: skip
+
+
+def _dot_dtype(latent: Tensor) -> tl.dtype:
+    """The latent's dtype; but Triton's interpreter, on the CPU, multiplies the bit patterns of bfloat16."""
+    if latent.dtype == torch.bfloat16 and latent.device.type == "cpu":
+        return tl.float32
+    return getattr(tl, str(latent.dtype).removeprefix("torch."))
 
 
 def _heads_per_program(shape: dict[str, Any]) -> int:
@@ -156,10 +169,11 @@ def _weight_gradient(dy: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     A float32 gradient of 16-bit activations comes out of the GEMM as it was summed: not rounded, with no cast kernel.
     """
     if dtype == dy.dtype:
-        return _product(dy.T, x)
+        return dy.T @ x
     if dy.is_cuda and dtype == torch.float32:
         return torch.mm(dy.T, x, out_dtype=dtype)
-    return _product(dy.T.to(dtype), x.to(dtype))
+    wide = torch.promote_types(dy.dtype, dtype)
+    return (dy.T.to(wide) @ x.to(wide)).to(dtype)
 
 
 # An operator, since torch.compile does not know `out_dtype` everywhere.
@@ -177,7 +191,7 @@ class _RoAE(torch.autograd.Function):
     def forward(ctx, q, k, cos, sin, hidden_states, down, up, gqa_down, gqa_up, alpha, interleaved):
         latent, *weights = _project_down(hidden_states, down, up, gqa_down, gqa_up)
         q_out, k_out, low, key_latent = torch.ops.rosa.roae_forward(
-            q, k, cos, sin, latent, *weights, alpha, interleaved, True
+            q, k, cos, sin, latent, *weights, alpha, interleaved, any(ctx.needs_input_grad)
         )
         kept = hidden_states if ctx.needs_input_grad[5] else None  # only W_down's gradient asks for H
         ctx.save_for_backward(cos, sin, kept, down, latent, up, gqa_down, gqa_up, low, key_latent)
@@ -188,70 +202,81 @@ class _RoAE(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dq_out, dk_out):
         refuse_double_backward("roae")
-        cos, sin, hidden_states, *weights_and_saved = ctx.saved_tensors
-        down, latent, up, gqa_down, gqa_up, low, key_latent = weights_and_saved
-        needs_q, needs_k, _, _, needs_hidden, needs_down, needs_up, *needs_gqa = ctx.needs_input_grad[:9]
-        need_dgqa = any(needs_gqa)
-        needs = (needs_q or needs_k, needs_hidden or needs_down or needs_up or need_dgqa, need_dgqa)
-        options = (ctx.alpha, ctx.interleaved, ctx.sequence_major, *needs)
-        rounded = _rounded((down, up, gqa_down, gqa_up), latent.dtype)
+        with torch.autocast(dq_out.device.type, enabled=False):
+            return _backward(ctx, dq_out, dk_out)
 
-        dkey_latent = None
-        if gqa_down is not None:
-            dk, dkey_latent, dkey_signal = torch.ops.rosa.roae_backward_keys(
-                dk_out, cos, sin, rounded[3], low, key_latent, dq_out.shape[1], *options
-            )
-        dq, dk_shared, du, signal = torch.ops.rosa.roae_backward(
-            dq_out, dk_out, cos, sin, latent, rounded[1], rounded[2], low, dkey_latent, *options
+
+def _backward(ctx, dq_out: Tensor, dk_out: Tensor) -> tuple[Tensor | None, ...]:
+    cos, sin, hidden_states, *weights_and_saved = ctx.saved_tensors
+    down, latent, up, gqa_down, gqa_up, low, key_latent = weights_and_saved
+    needs_q, needs_k, _, _, needs_hidden, needs_down, needs_up, *needs_gqa = ctx.needs_input_grad[:9]
+    need_dgqa = any(needs_gqa)
+    needs = (needs_q or needs_k, needs_hidden or needs_down or needs_up or need_dgqa, need_dgqa)
+    options = (ctx.alpha, ctx.interleaved, ctx.sequence_major, *needs)
+    w_down, w_up, w_gqa_down, w_gqa_up = _rounded((down if needs_hidden else None, up, gqa_down, gqa_up), latent.dtype)
+
+    dkey_latent = None
+    if gqa_down is not None:
+        dk, dkey_latent, dkey_signal = torch.ops.rosa.roae_backward_keys(
+            dk_out, cos, sin, w_gqa_up, low, key_latent, dq_out.shape[1], *options
         )
-        if gqa_down is None:
-            dk = dk_shared
-        grads = [dq if needs_q else None, dk if needs_k else None, *[None] * 9]
-        if needs_hidden or needs_down:
-            dlatent = _product(du, rounded[1])
-        if needs_hidden:
-            grads[4] = _product(dlatent, rounded[0]).view(ctx.hidden_shape)
-        if needs_down:
-            grads[5] = torch.ops.rosa.weight_gradient(dlatent, hidden_states.reshape(-1, down.shape[1]), down.dtype)
-        if needs_up:
-            grads[6] = torch.ops.rosa.weight_gradient(du, latent, up.dtype)
-        if needs_gqa[0]:
-            grads[7] = torch.ops.rosa.weight_gradient(dkey_latent, signal, gqa_down.dtype)
-        if needs_gqa[1]:
-            grads[8] = torch.ops.rosa.weight_gradient(dkey_signal, key_latent, gqa_up.dtype)
-        return tuple(grads)
+    dq, dk_shared, du, signal = torch.ops.rosa.roae_backward(
+        dq_out, dk_out, cos, sin, latent, w_up, w_gqa_down, low, dkey_latent, *options
+    )
+    if gqa_down is None:
+        dk = dk_shared
+    grads = [dq if needs_q else None, dk if needs_k else None, *[None] * 9]
+    if needs_hidden or needs_down:
+        dlatent = du @ w_up
+    if needs_hidden:
+        grads[4] = (dlatent @ w_down).view(ctx.hidden_shape)
+    if needs_down:
+        grads[5] = torch.ops.rosa.weight_gradient(dlatent, hidden_states.reshape(-1, down.shape[1]), down.dtype)
+    if needs_up:
+        grads[6] = torch.ops.rosa.weight_gradient(du, latent, up.dtype)
+    if needs_gqa[0]:
+        grads[7] = torch.ops.rosa.weight_gradient(dkey_latent, signal, gqa_down.dtype)
+    if needs_gqa[1]:
+        grads[8] = torch.ops.rosa.weight_gradient(dkey_signal, key_latent, gqa_up.dtype)
+    return tuple(grads)
 
 
 def _project_down(hidden_states: Tensor, *weights: Tensor | None) -> list[Tensor | None]:
-    """H W_down of Eq. 2, `[tokens, rank]`, and the three other weights, in H's dtype."""
+    """H W_down of Eq. 2, `[tokens, rank]`, and the three other weights, in H's dtype whatever autocast prefers."""
     down, *others = _rounded(weights, hidden_states.dtype)
-    return [_product(hidden_states.reshape(-1, hidden_states.shape[-1]), down.T), *others]
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in their own dtype, whatever autocast prefers."""
-    with torch.autocast(a.device.type, enabled=False):
-        return a @ b
+    with torch.autocast(hidden_states.device.type, enabled=False):
+        return [hidden_states.reshape(-1, hidden_states.shape[-1]) @ down.T, *others]
 
 
 def _rounded(weights: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
     """The weights in `dtype`, dense: float32 ones under 16-bit activations are rounded by one launch for all."""
     others = [w for w in weights if w is not None and (w.dtype != dtype or not w.is_contiguous())]
+    if not others:
+        return list(weights)
     copies = [torch.empty_like(w, dtype=dtype, memory_format=torch.contiguous_format) for w in others]
-    if copies:
-        torch._foreach_copy_(copies, others)
-    copies = iter(copies)
-    return [next(copies) if any(w is other for other in others) else w for w in weights]
+    torch._foreach_copy_(copies, others)
+    copy_of = {id(w): copy for w, copy in zip(others, copies, strict=True)}
+    return [copy_of.get(id(w), w) for w in weights]
+
+
+def fits_one_launch(q: Tensor, up: Tensor) -> bool:
+    """Whether a program holds what the kernels keep: a latent and a head's tile of a weight, for the tensor cores.
+
+    The interpreter has no registers and runs every dtype in one launch.
+    """
+    rank, low_pairs = up.shape[1], up.shape[0] // q.shape[1] // 2
+    tile = max(MIN_DOT, triton.next_power_of_2(low_pairs)) * max(MIN_DOT, triton.next_power_of_2(rank))
+    on_tensor_cores = q.element_size() <= ONE_LAUNCH_BYTES or not q.is_cuda
+    return rank <= MAX_RANK and tile <= MAX_WEIGHT_TILE and on_tensor_cores
 
 
 def roae_triton(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, hidden_states: Tensor,
     down: Tensor, up: Tensor, gqa_down: Tensor | None, gqa_up: Tensor | None, alpha: float, interleaved: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`rosa_kernels.roae` on the Triton backend, its arguments checked, H in q's dtype, cos and sin with one column a
-    pair, the rank at most MAX_RANK."""
+    """`rosa_kernels.roae` in one launch, its arguments checked, H in q's dtype, cos and sin with one column a pair."""
     weights = (down, up, gqa_down, gqa_up)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, hidden_states, *weights)):
+    if torch.is_grad_enabled():
         return _RoAE.apply(q, k, cos, sin, hidden_states, *weights, alpha, interleaved)
     latent, *weights = _project_down(hidden_states, *weights)
     return torch.ops.rosa.roae_forward(q, k, cos, sin, latent, *weights, alpha, interleaved, False)[:2]

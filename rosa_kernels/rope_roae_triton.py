@@ -333,6 +333,6 @@ def rope_roae_triton(
     alpha: float, interleaved: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`rosa_kernels.rope_roae` on the Triton backend, its arguments checked, cos and sin with one column a pair."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, signal, key_signal)):
+    if torch.is_grad_enabled():
         return _RopeRoae.apply(q, k, cos, sin, signal, key_signal, alpha, interleaved)
     return torch.ops.rosa.rope_roae_forward(q, k, cos, sin, signal, key_signal, alpha, interleaved, False)[:2]

@@ -30,7 +30,7 @@ def load_rotary(
 def _load_rotary(p_row, m_t, FIRST: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr, ROTARY_STEP: tl.constexpr):
     if ROTARY_STEP == 2:  # every value stands twice: a wide load, half of it dropped
         o = tl.arange(0, 2 * BLOCK)[None, :]
-        b_x = tl.load(p_row + (2 * FIRST + o), mask=m_t[:, None] & (o < 2 * COUNT - 1), other=0.0)
+        b_x = tl.load(p_row + (2 * FIRST + o), mask=m_t[:, None] & (o < 2 * COUNT), other=0.0)
         b_x, _ = tl.split(tl.reshape(b_x, (m_t.shape[0], BLOCK, 2)))
     else:
         o = tl.arange(0, BLOCK)[None, :]

@@ -79,6 +79,31 @@ def test_every_dtype_compiles_to_wide_loads(dtype):
             assert row[3] <= 16 and row[5:] == (128, 128), row
 
 
+CORNERS = """(
+    Shape("64 low-frequency pairs", 8, 2, 512, 64),
+    Shape("every pair of a head of 128", 8, 2, 128, 64),
+    Shape("half of the pairs of a head of 256", 8, 2, 256, 64),
+    Shape("as many key heads", 8, 8, 256, 64),
+)"""
+
+
+def test_what_is_let_into_one_launch_fits_every_card():
+    for row in compiled("sm_86", CORNERS):
+        assert row[4] <= 99 * 1024, row  # the shared memory of a program on an RTX 3090
+    assert all(row[4] <= 64 * 1024 for row in compiled("gfx942", CORNERS))
+
+
+def test_interleaved_cos_is_loaded_wide():
+    done = run("-c", NARROW_LOADS)
+    assert done.stdout.split() == ["0"] * 5, done.stdout + done.stderr
+
+
+NARROW_LOADS = """
+from rosa_kernels.offline import Shape, compile_launch, disassemble, launches
+for launch in launches(Shape("interleaved", 28, 4, 128, 16, interleaved=True)):
+    print(disassemble(compile_launch(launch, "sm_90").asm["cubin"])[1].count("LDG.E.U16"))
+"""
+
 SPECIALIZATIONS = """
 from rosa_kernels.offline import SHAPES, Shape, launches, specialize
 for shape in (*SHAPES, Shape("heads of 80", 5, 1, 80, 10)):

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rosa_kernels import roae, roae_reference, roae_triton
+from rosa_kernels import roae, roae_triton
 
 
 def make_inputs(
@@ -41,6 +41,12 @@ def make_inputs(
     if not shared:
         tensors |= dict(gqa_down=weight(rank, heads * 2 * low_pairs), gqa_up=weight(key_heads * 2 * low_pairs, rank))
     return tensors
+
+
+@pytest.fixture(autouse=True)
+def _one_launch_in_every_dtype(monkeypatch):
+    """Elsewhere than in these tests a GPU runs the one launch in 16-bit dtypes alone."""
+    monkeypatch.setattr(roae_triton, "ONE_LAUNCH_BYTES", 8)
 
 
 LEAVES = ("q", "k", "hidden_states", "down", "up", "gqa_down", "gqa_up")
@@ -88,6 +94,7 @@ CASES = {
     "head-major": dict(sequence_major=False, batch_cos=True),
     "the largest rank of one launch": dict(rank=256, seq=3, heads=2, key_heads=1),
     "a rank for separate products": dict(rank=257, seq=3, heads=2, key_heads=1),
+    "tiles for separate products": dict(head_dim=256, low_pairs=128, rank=65, seq=2, heads=2, key_heads=1),
 }
 
 
@@ -97,6 +104,31 @@ def test_triton_computes_what_the_reference_computes_in_float64(kernel_device, c
     options = dict(alpha=0.7, interleaved=case.get("interleaved", False))
     exact = run(inputs, backend="reference", **options)
     assert max(errors(run(inputs, backend="triton", **options), exact).values()) < 1e-14
+
+
+# Heads as large as models have them, so that a part of each only rotates.
+CASES_OF_16_BITS = {
+    "grouped": dict(),
+    "shared signal": dict(heads=2, shared=True),
+    "interleaved": dict(interleaved=True, batch_cos=True),
+    "interleaved heads of 256": dict(head_dim=256, low_pairs=32, interleaved=True),
+    "heads of 80": dict(head_dim=80, low_pairs=10, rank=20),
+    "partial rotary": dict(head_dim=128, rotary_dim=96, low_pairs=12),
+    "half of the pairs, head-major": dict(head_dim=128, low_pairs=32, sequence_major=False),
+}
+
+
+@pytest.mark.parametrize("case", CASES_OF_16_BITS.values(), ids=CASES_OF_16_BITS.keys())
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_16_bit_kernels_are_near_float64(kernel_device, case, dtype):
+    shape = dict(heads=3, key_heads=2, seq=21, head_dim=128, low_pairs=16, rank=32, hidden_size=64) | case
+    shape["key_heads"] = shape["heads"] if case.get("shared") else 2
+    inputs = make_inputs(**shape, dtype=dtype, weight_dtype=torch.float32, device=kernel_device)
+    options = dict(alpha=0.7, interleaved=case.get("interleaved", False))
+    rounded = {name: t.to(dtype).double() for name, t in inputs.items()}
+    exact = run(rounded, backend="reference", **options)
+    ours = errors(run(inputs, backend="triton", **options), exact)
+    assert max(ours.values()) < (2e-3 if dtype == torch.float16 else 2e-2), ours
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -164,7 +196,7 @@ def test_16_bit_error_is_no_larger_than_that_of_the_same_mathematics_in_eager(ke
     assert max(ours.values()) < {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype], ours
     if dtype != torch.float32:  # in float32 both round as they compute, and neither is nearer
         assert all(ours[name] <= 1.1 * theirs[name] for name in exact), (ours, theirs)
-        assert sum(ours.values()) < sum(theirs.values())
+        assert ours["q_out"] < 0.95 * theirs["q_out"] and ours["k_out"] < 0.95 * theirs["k_out"], (ours, theirs)
 
 
 def test_float32_weights_of_16_bit_activations_get_unrounded_gradients(kernel_device):
@@ -178,10 +210,11 @@ def test_float32_weights_of_16_bit_activations_get_unrounded_gradients(kernel_de
     assert max(errors(grads, exact).values()) < 2e-3
 
 
-@pytest.mark.parametrize("wanted", [{name} for name in LEAVES] + [{"q", "hidden_states"}, {"k", "up"}], ids=str)
+@pytest.mark.parametrize("wanted", [*LEAVES, "q hidden_states", "k up", "hidden_states gqa_up"])
 @pytest.mark.parametrize("shared", [False, True], ids=["grouped", "shared signal"])
 def test_only_the_gradients_asked_for(kernel_device, wanted, shared):
     inputs = make_inputs(shared=shared, heads=4, key_heads=4 if shared else 2, device=kernel_device)
+    wanted = set(wanted.split())
     if not wanted <= inputs.keys():
         pytest.skip("keys that share the queries' signal have no W_GQA")
     exact = run(inputs, wanted=wanted, backend="reference")
@@ -193,19 +226,9 @@ def test_only_the_gradients_asked_for(kernel_device, wanted, shared):
 class Operators(TorchDispatchMode):
     """The operators that launch something, by name."""
 
-    FREE = (
-        "empty",
-        "view",
-        "reshape",
-        "permute",
-        "transpose",
-        "aten::t",
-        "slice",
-        "detach",
-        "alias",
-        "expand",
-        "unsqueeze",
-    )
+    ALLOCATE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+    VIEW = ("detach", "alias", "view", "_unsafe_view", "_reshape_alias", "permute", "transpose", "t", "slice", "select")
+    FREE = frozenset(f"aten::{name}" for name in (*ALLOCATE, *VIEW, "unsqueeze"))
 
     def __enter__(self):
         self.names = []
@@ -213,7 +236,7 @@ class Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function._schema.name
-        if not any(free in name for free in self.FREE):
+        if name not in self.FREE:
             self.names.append(name)
         return function(*args, **(kwargs or {}))
 
@@ -241,6 +264,32 @@ def test_launches(kernel_device):
     assert backward == [*kernels, "aten::mm", "aten::mm"]
     forward, backward = launches(make_inputs(**half, shared=True, key_heads=4), {"q", "k"})
     assert forward == ["aten::mm", "rosa::roae_forward"] and backward == ["rosa::roae_backward"]
+
+
+def test_no_copies_inside_the_launches(kernel_device):
+    for interleaved in (False, True):
+        inputs = make_inputs(dtype=torch.float16, interleaved=interleaved, batch_cos=True, device=kernel_device)
+        columns = slice(None, None, 2) if interleaved else slice(8)
+        q, k, cos, sin = inputs["q"], inputs["k"], inputs["cos"][..., columns], inputs["sin"][..., columns]
+        latent = inputs["hidden_states"].flatten(0, 1) @ inputs["down"].T
+        up, gqa_down, gqa_up = inputs["up"], inputs["gqa_down"], inputs["gqa_up"]
+        with Operators() as inside:
+            forward = roae_triton.forward_launch(q, k, cos, sin, latent, up, gqa_down, gqa_up, 0.1, interleaved, True)
+            low, key_latent = forward.outputs[2:]
+            options = (0.1, interleaved, True, True, True, True)
+            keys = roae_triton.backward_keys_launch(k, cos, sin, gqa_up, low, key_latent, 4, *options)
+            roae_triton.backward_launch(q, k, cos, sin, latent, up, gqa_down, low, keys.outputs[1], *options)
+        assert inside.names == []
+
+
+def test_cos_that_cannot_be_read_wide_is_copied(kernel_device):
+    inputs = make_inputs(device=kernel_device)
+    for name in ("cos", "sin"):  # every other column, but of rows of 15 and then from the second column on
+        odd = torch.randn(1, 5, 15, dtype=torch.float64, device=kernel_device)
+        from_the_second = torch.randn(1, 5, 16, dtype=torch.float64, device=kernel_device)
+        inputs[name] = odd[..., ::2] if name == "cos" else from_the_second[..., 1::2]
+    exact = run(inputs, rotary_dim=16, backend="reference")
+    assert max(errors(run(inputs, rotary_dim=16, backend="triton"), exact).values()) < 1e-14
 
 
 def saved(inputs, wanted):
@@ -331,24 +380,21 @@ def test_a_wider_input_is_rounded_to_the_queries_dtype_in_and_out_of_autocast(ke
 def test_double_backward_is_refused_by_name(kernel_device):
     inputs = make_inputs(device=kernel_device)
     out = roae(**inputs | dict(q=inputs["q"].requires_grad_()), backend="triton")[0]
-    with pytest.raises(RuntimeError, match=r"roae's.* no double backward.*backend='reference'"):
+    with pytest.raises(RuntimeError, match=r"^roae's.* no double backward.*backend='reference'"):
         torch.autograd.grad(out.sum(), inputs["q"], create_graph=True)
 
 
 def test_empty_batch(kernel_device):
-    results = run(make_inputs(batch=0, device=kernel_device), backend="triton")
+    results = run(make_inputs(batch=0, dtype=torch.float16, device=kernel_device), backend="triton")
     assert results["q_out"].shape == (0, 4, 5, 16) and not results["down"].any()
 
 
-@pytest.mark.gpu
-def test_one_launch_in_float32_too():
-    inputs = make_inputs(dtype=torch.float32, rank=32, seq=70, device="cuda")
-    half = {name: inputs[name][..., :8] for name in ("cos", "sin")}
-    weights = {name: inputs.get(name) for name in ("down", "up", "gqa_down", "gqa_up")}
-    tensors = (inputs["q"], inputs["k"], half["cos"], half["sin"], inputs["hidden_states"], *weights.values())
-    exact = roae_reference(**{name: t.double() for name, t in inputs.items()})
-    for ours, e in zip(roae_triton.roae_triton(*tensors, 0.1, False), exact, strict=True):
-        assert (ours.double() - e).norm() / e.norm() < 1e-6
+def test_forward_mode_is_refused_not_dropped(kernel_device):
+    inputs = make_inputs(device=kernel_device)
+    with torch.autograd.forward_ad.dual_level():
+        q = torch.autograd.forward_ad.make_dual(inputs["q"], torch.ones_like(inputs["q"]))
+        with pytest.raises(RuntimeError, match="forward"):
+            roae(**inputs | dict(q=q), backend="triton")
 
 
 @pytest.mark.gpu
