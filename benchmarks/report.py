@@ -45,6 +45,8 @@ def _machine(machine: Machine) -> str:
     parts = [f"#### {machine.device}", targets.table(machine)]
     for group in timed_groups(machine):
         parts += [tables.timed(machine, group), f"![{group}](docs/{chart_name(machine, group)})"]
+    if machine.rows("launch_shape"):
+        parts.append(tables.launch_shapes(machine))
     if machine.rows("training_step"):
         parts += [tables.training(machine), f"![training step](docs/{chart_name(machine, 'training_step')})"]
     return "\n\n".join([*parts, *tables.accuracy(machine)])

@@ -28,6 +28,7 @@ ERRORS = ("output_max_abs", "output_relative_l2", "gradient_max_abs", "gradient_
 NUMBERS = {
     "rope_roae": ("milliseconds",),  # and, of the fused op, as here below, the `bytes` that it must move
     "roae": ("milliseconds",),
+    "launch_shape": ("milliseconds",),
     "attention": ("milliseconds",),
     "decoder_layer": ("milliseconds",),
     "training_step": ("milliseconds", "tokens_per_second", "trainable_parameters", "peak_bytes", "flops"),

@@ -53,6 +53,20 @@ def timed(machine: Machine, group: str) -> str:
     return f"**{TITLES[group]}**\n\n{markdown(header, rows)}\n\n{caption}"
 
 
+def launch_shapes(machine: Machine) -> str:
+    """Times of `roae` by how many programs its launches aim at, and of separate products."""
+    measured = machine.rows("launch_shape")
+    providers = [provider for (provider,) in _unique((row["provider"],) for row in measured)]
+    rows = []
+    for shape, batch, seq, mode in _unique((row["shape"], row["batch"], row["seq"], row["mode"]) for row in measured):
+        labels = dict(shape=shape, batch=batch, seq=seq, mode=mode)
+        found = [machine.find("launch_shape", provider=provider, **labels) for provider in providers]
+        rows.append((shape, f"{batch} x {seq:,}", mode, *(row and f"{row['milliseconds']:.3g}" for row in found)))
+    header = ("model", "tokens", "pass", *(HEADINGS.get(provider, provider) for provider in providers))
+    caption = f"Milliseconds, medians, bfloat16: {about(machine.runs['launch_shape'])}."
+    return f"**Op `roae`, by the programs that its launches aim at**\n\n{markdown(header, rows)}\n\n{caption}"
+
+
 def training(machine: Machine) -> str:
     """The training step: time, memory and trainable parameters of every method."""
     run = machine.runs["training_step"]
