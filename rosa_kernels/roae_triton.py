@@ -20,9 +20,9 @@ from rosa_kernels.roae_kernels import roae_backward_kernel, roae_backward_keys_k
 NUM_WARPS = 4
 PROGRAMS = 1024  # to aim at: some waves of what a large GPU holds at once
 MIN_DOT = 16  # the smallest side of a tile that tl.dot takes
-ONE_LAUNCH_BYTES = (
-    2  # a number: without tensor cores, in float32 and float64, products spill up to 2,880 bytes a thread
-)
+# The most bytes of a number on a GPU: without tensor cores, the products of float32 and float64 spill up to 2,880 bytes
+# a thread.
+ONE_LAUNCH_BYTES = 2
 MAX_RANK = 256  # a latent is held whole
 MAX_WEIGHT_TILE = 64 * 128  # low-frequency pairs by ranks, in shared memory: more would not fit every card's
 BLOCK_S = 32  # columns of S at a time, for Eq. 3
@@ -112,7 +112,7 @@ def _arguments(q, k, cos, sin, latent, columns: int, alpha: float, interleaved: 
     block_low = max(MIN_DOT, triton.next_power_of_2(shape["LOW_PAIRS"]))
     split = max(0, shape["PAIRS"] - block_low)
     block_high = triton.next_power_of_2(max(1, split))
-    held = (block_high + 3 * block_low) * (2 if interleaved else 1)
+    held = (max(block_high, shape["BLOCK_REST"]) + 3 * block_low) * (2 if interleaved else 1)
     return shape | dict(
         ALPHA=alpha, INTERLEAVED=interleaved, RANK=latent.shape[1], SPLIT=split,
         BLOCK_T=32 if held <= PAIRS_OF_32_TOKENS else MIN_DOT,
