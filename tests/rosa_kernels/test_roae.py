@@ -414,6 +414,21 @@ def test_no_recompilation_when_batch_or_sequence_changes():
     assert compiled() == before
 
 
+@pytest.mark.gpu
+def test_offsets_past_two_to_the_31():
+    # 17,000 x 1,024 heads x 128 = 2.2e9 elements, 4.5 GB in bfloat16: the last tokens lie past 2^31 elements.
+    seq, heads = 17_000, 1024
+    q = torch.randn(1, seq, heads, 128, dtype=torch.bfloat16, device="cuda").transpose(1, 2)
+    cos, sin = torch.randn(2, 1, seq, 128, device="cuda")
+    H = torch.randn(1, seq, 16, dtype=torch.bfloat16, device="cuda")
+    down, up, gqa_down, gqa_up = (
+        torch.randn(size, device="cuda") for size in ((16, 16), (2 * heads, 16), (16, 2 * heads), (2, 16))
+    )
+    whole = roae(q, q[:, :1], cos, sin, H, down, up, gqa_down, gqa_up)[0][:, :, -5:]
+    tail = (q[:, :, -5:], q[:, :1, -5:], cos[:, -5:], sin[:, -5:], H[:, -5:])
+    assert torch.equal(whole, roae(*tail, down, up, gqa_down, gqa_up)[0])
+
+
 def zeros(*shape, **options):
     return torch.zeros(shape, **{"dtype": torch.float64, **options})
 
