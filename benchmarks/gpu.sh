@@ -60,7 +60,7 @@ limited() {
 
 tests() {
     local began=$SECONDS workers=()
-    has xdist && workers=(--numprocesses 4)
+    has xdist && workers=(--numprocesses auto --maxprocesses 12) # mostly compiling kernels
     limited tests 90 tests -q -m gpu --continue-on-collection-errors "${workers[@]}"
     # At least 20 s: the first ends within 100 s, 10 of them to be killed in.
     limited tests $((began + 120 - SECONDS)) tests/rosa_kernels -q -m "not gpu" --continue-on-collection-errors \
