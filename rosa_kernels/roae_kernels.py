@@ -113,14 +113,18 @@ def _project(b_latent, w, i_head, PAIRS: tl.constexpr, LOW_PAIRS: tl.constexpr, 
 
 @triton.jit
 def _forward_head(
-    p_in, p_out, p_low, b_s_re, b_s_im, b_cos, b_sin, b_low_cos, b_low_sin, m_t, in_stride_d, out_stride_d,
-    STORE_LOW: tl.constexpr, ALPHA: tl.constexpr, INTERLEAVED: tl.constexpr,
+    p_in, p_out, p_low, b_s_re, b_s_im, cos, sin, o_row, b_low_cos, b_low_sin, m_t, in_stride_d, out_stride_d,
+    cos_stride_row, sin_stride_row,
+    STORE_LOW: tl.constexpr, ALPHA: tl.constexpr, INTERLEAVED: tl.constexpr, ROTARY_STEP: tl.constexpr,
     HEAD_DIM: tl.constexpr, PAIRS: tl.constexpr, LOW_PAIRS: tl.constexpr,
     SPLIT: tl.constexpr, BLOCK_HIGH: tl.constexpr, BLOCK_LOW: tl.constexpr, BLOCK_REST: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """One head of the block: RoPE, then Eq. 4 on the low-frequency pairs as Z* = Z * (1 + alpha * S)."""
     if SPLIT > 0:
+        b_cos, b_sin = load_rotary(
+            cos, sin, o_row, m_t, cos_stride_row, sin_stride_row, 0, SPLIT, BLOCK_HIGH, ROTARY_STEP, COMPUTE
+        )
         b_re, b_im = load_pairs(p_in, in_stride_d, m_t, 0, SPLIT, BLOCK_HIGH, PAIRS, INTERLEAVED, COMPUTE)
         b_z_re = b_re * b_cos - b_im * b_sin
         b_z_im = b_im * b_cos + b_re * b_sin
@@ -136,14 +140,18 @@ def _forward_head(
 
 @triton.jit
 def _backward_head(
-    p_dout, p_dx, b_dy_re, b_dy_im, b_s_re, b_s_im, b_cos, b_sin, b_low_cos, b_low_sin, m_t, dout_stride_d, dx_stride_d,
-    ALPHA: tl.constexpr, INTERLEAVED: tl.constexpr,
+    p_dout, p_dx, b_dy_re, b_dy_im, b_s_re, b_s_im, cos, sin, o_row, b_low_cos, b_low_sin, m_t, dout_stride_d,
+    dx_stride_d, cos_stride_row, sin_stride_row,
+    ALPHA: tl.constexpr, INTERLEAVED: tl.constexpr, ROTARY_STEP: tl.constexpr,
     HEAD_DIM: tl.constexpr, PAIRS: tl.constexpr, LOW_PAIRS: tl.constexpr,
     SPLIT: tl.constexpr, BLOCK_HIGH: tl.constexpr, BLOCK_LOW: tl.constexpr, BLOCK_REST: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """One head of the block: dX = R^T (g * dY) with g = 1 + alpha * S; dY of the low-frequency pairs comes loaded."""
     if SPLIT > 0:
+        b_cos, b_sin = load_rotary(
+            cos, sin, o_row, m_t, cos_stride_row, sin_stride_row, 0, SPLIT, BLOCK_HIGH, ROTARY_STEP, COMPUTE
+        )
         b_re, b_im = load_pairs(p_dout, dout_stride_d, m_t, 0, SPLIT, BLOCK_HIGH, PAIRS, INTERLEAVED, COMPUTE)
         b_dx_re = b_re * b_cos + b_im * b_sin
         b_dx_im = b_im * b_cos - b_re * b_sin
@@ -227,42 +235,34 @@ def roae_forward_kernel(
             b_s_re, b_s_im = _project(
                 b_key_latent, gqa_up, i_k, PAIRS, LOW_PAIRS, SPLIT, BLOCK_LOW, RANK, BLOCK_R, COMPUTE
             )
-            b_cos, b_sin = load_rotary(
-                cos, sin, o_row, m_t, cos_stride_row, sin_stride_row,
-                0, SPLIT, BLOCK_HIGH, ROTARY_STEP, COMPUTE,
-            )  # fmt: skip
             _forward_head(
                 row_pointers(k, i_b, i_l, i_k, k_stride_b, k_stride_h, k_stride_l),
                 row_pointers(k_out, i_b, i_l, i_k, k_out_stride_b, k_out_stride_h, k_out_stride_l),
-                p_low + (HEADS + i_k) * D_LOW, b_s_re, b_s_im, b_cos, b_sin, b_low_cos, b_low_sin, m_t,
-                k_stride_d, k_out_stride_d,
-                STORE, ALPHA, INTERLEAVED, HEAD_DIM, PAIRS, LOW_PAIRS, SPLIT, BLOCK_HIGH, BLOCK_LOW, BLOCK_REST,
+                p_low + (HEADS + i_k) * D_LOW, b_s_re, b_s_im, cos, sin, o_row, b_low_cos, b_low_sin, m_t,
+                k_stride_d, k_out_stride_d, cos_stride_row, sin_stride_row,
+                STORE, ALPHA, INTERLEAVED, ROTARY_STEP, HEAD_DIM, PAIRS, LOW_PAIRS, SPLIT, BLOCK_HIGH, BLOCK_LOW,
+                BLOCK_REST,
                 COMPUTE,
             )  # fmt: skip
     for i in range(tl.maximum(i_group, 0) * heads_per_program, tl.minimum((i_group + 1) * heads_per_program, HEADS)):
         b_u_re, b_u_im = _project(b_latent, up, i, PAIRS, LOW_PAIRS, SPLIT, BLOCK_LOW, RANK, BLOCK_R, COMPUTE)
         b_s_re, b_s_im = b_u_re * tl.sigmoid(b_u_re), b_u_im * tl.sigmoid(b_u_im)
-        b_cos, b_sin = load_rotary(
-            cos, sin, o_row, m_t, cos_stride_row, sin_stride_row,
-            0, SPLIT, BLOCK_HIGH, ROTARY_STEP, COMPUTE,
-        )  # fmt: skip
         _forward_head(
             row_pointers(q, i_b, i_l, i, q_stride_b, q_stride_h, q_stride_l),
             row_pointers(q_out, i_b, i_l, i, q_out_stride_b, q_out_stride_h, q_out_stride_l),
-            p_low + i * D_LOW, b_s_re, b_s_im, b_cos, b_sin, b_low_cos, b_low_sin, m_t, q_stride_d, q_out_stride_d,
-            STORE, ALPHA, INTERLEAVED, HEAD_DIM, PAIRS, LOW_PAIRS, SPLIT, BLOCK_HIGH, BLOCK_LOW, BLOCK_REST, COMPUTE,
+            p_low + i * D_LOW, b_s_re, b_s_im, cos, sin, o_row, b_low_cos, b_low_sin, m_t, q_stride_d, q_out_stride_d,
+            cos_stride_row, sin_stride_row,
+            STORE, ALPHA, INTERLEAVED, ROTARY_STEP, HEAD_DIM, PAIRS, LOW_PAIRS, SPLIT, BLOCK_HIGH, BLOCK_LOW,
+            BLOCK_REST, COMPUTE,
         )  # fmt: skip
         if not GROUPED:
-            b_cos, b_sin = load_rotary(
-                cos, sin, o_row, m_t, cos_stride_row, sin_stride_row,
-                0, SPLIT, BLOCK_HIGH, ROTARY_STEP, COMPUTE,
-            )  # fmt: skip
             _forward_head(
                 row_pointers(k, i_b, i_l, i, k_stride_b, k_stride_h, k_stride_l),
                 row_pointers(k_out, i_b, i_l, i, k_out_stride_b, k_out_stride_h, k_out_stride_l),
-                p_low + (HEADS + i) * D_LOW, b_s_re, b_s_im, b_cos, b_sin, b_low_cos, b_low_sin, m_t,
-                k_stride_d, k_out_stride_d,
-                STORE, ALPHA, INTERLEAVED, HEAD_DIM, PAIRS, LOW_PAIRS, SPLIT, BLOCK_HIGH, BLOCK_LOW, BLOCK_REST,
+                p_low + (HEADS + i) * D_LOW, b_s_re, b_s_im, cos, sin, o_row, b_low_cos, b_low_sin, m_t,
+                k_stride_d, k_out_stride_d, cos_stride_row, sin_stride_row,
+                STORE, ALPHA, INTERLEAVED, ROTARY_STEP, HEAD_DIM, PAIRS, LOW_PAIRS, SPLIT, BLOCK_HIGH, BLOCK_LOW,
+                BLOCK_REST,
                 COMPUTE,
             )  # fmt: skip
 
@@ -300,14 +300,12 @@ def roae_backward_keys_kernel(
             b_dk_re, b_dk_im = load_pairs(
                 p_dk_out, dk_out_stride_d, m_t, SPLIT, PAIRS - SPLIT, BLOCK_LOW, PAIRS, INTERLEAVED, COMPUTE
             )
-            b_cos, b_sin = load_rotary(
-                cos, sin, o_row, m_t, cos_stride_row, sin_stride_row,
-                0, SPLIT, BLOCK_HIGH, ROTARY_STEP, COMPUTE,
-            )  # fmt: skip
             _backward_head(
                 p_dk_out, row_pointers(dk, i_b, i_l, i, dk_stride_b, dk_stride_h, dk_stride_l),
-                b_dk_re, b_dk_im, b_s_re, b_s_im, b_cos, b_sin, b_low_cos, b_low_sin, m_t, dk_out_stride_d, dk_stride_d,
-                ALPHA, INTERLEAVED, HEAD_DIM, PAIRS, LOW_PAIRS, SPLIT, BLOCK_HIGH, BLOCK_LOW, BLOCK_REST, COMPUTE,
+                b_dk_re, b_dk_im, b_s_re, b_s_im, cos, sin, o_row, b_low_cos, b_low_sin, m_t, dk_out_stride_d,
+                dk_stride_d, cos_stride_row, sin_stride_row,
+                ALPHA, INTERLEAVED, ROTARY_STEP, HEAD_DIM, PAIRS, LOW_PAIRS, SPLIT, BLOCK_HIGH, BLOCK_LOW, BLOCK_REST,
+                COMPUTE,
             )  # fmt: skip
     if NEED_DU:
         b_dkey_latent = tl.zeros((BLOCK_T, BLOCK_R), COMPUTE)
@@ -421,19 +419,18 @@ def roae_backward_kernel(
             if NEED_DGQA:
                 _store_low(signal + o_s, b_s_re, b_s_im, m_t, PAIRS, LOW_PAIRS, SPLIT, BLOCK_LOW)
         if NEED_DX:
-            b_cos, b_sin = load_rotary(
-                cos, sin, o_row, m_t, cos_stride_row, sin_stride_row,
-                0, SPLIT, BLOCK_HIGH, ROTARY_STEP, COMPUTE,
-            )  # fmt: skip
             _backward_head(
                 p_dq_out, row_pointers(dq, i_b, i_l, i, dq_stride_b, dq_stride_h, dq_stride_l),
-                b_dq_re, b_dq_im, b_s_re, b_s_im, b_cos, b_sin, b_low_cos, b_low_sin, m_t, dq_out_stride_d, dq_stride_d,
-                ALPHA, INTERLEAVED, HEAD_DIM, PAIRS, LOW_PAIRS, SPLIT, BLOCK_HIGH, BLOCK_LOW, BLOCK_REST, COMPUTE,
+                b_dq_re, b_dq_im, b_s_re, b_s_im, cos, sin, o_row, b_low_cos, b_low_sin, m_t, dq_out_stride_d,
+                dq_stride_d, cos_stride_row, sin_stride_row,
+                ALPHA, INTERLEAVED, ROTARY_STEP, HEAD_DIM, PAIRS, LOW_PAIRS, SPLIT, BLOCK_HIGH, BLOCK_LOW, BLOCK_REST,
+                COMPUTE,
             )  # fmt: skip
             if not GROUPED:
                 _backward_head(
                     p_dk_out, row_pointers(dk, i_b, i_l, i, dk_stride_b, dk_stride_h, dk_stride_l),
-                    b_dk_re, b_dk_im, b_s_re, b_s_im, b_cos, b_sin, b_low_cos, b_low_sin, m_t,
-                    dk_out_stride_d, dk_stride_d,
-                    ALPHA, INTERLEAVED, HEAD_DIM, PAIRS, LOW_PAIRS, SPLIT, BLOCK_HIGH, BLOCK_LOW, BLOCK_REST, COMPUTE,
+                    b_dk_re, b_dk_im, b_s_re, b_s_im, cos, sin, o_row, b_low_cos, b_low_sin, m_t,
+                    dk_out_stride_d, dk_stride_d, cos_stride_row, sin_stride_row,
+                    ALPHA, INTERLEAVED, ROTARY_STEP, HEAD_DIM, PAIRS, LOW_PAIRS, SPLIT, BLOCK_HIGH, BLOCK_LOW,
+                    BLOCK_REST, COMPUTE,
                 )  # fmt: skip
