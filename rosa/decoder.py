@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from rosa.errors import UnsupportedModelError
 
-# The norm before attention and the norm before the MLP (Eq. 5), by the names that Hugging Face gives them. In a layer
-# that has several, such as Gemma-2's, which has a norm after attention too, the first name counts.
-ATTENTION_NORMS = ("input_layernorm", "ln_1")
-MLP_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2")
+# The norms before attention and before the MLP (Eq. 5), by the names that Hugging Face gives them; a layer's first name
+# counts. Blocks with norms after attention and after the MLP only, such as OLMo 2's, are scored by those.
+ATTENTION_NORMS = (
+    "input_layernorm", "attention_layernorm", "attn_norm", "operator_norm", "ln_attn", "norm_1", "ln_1",
+    "post_attention_layernorm",
+)  # fmt: skip
+MLP_NORMS = (
+    "pre_feedforward_layernorm", "pre_mlp_layernorm", "pre_ff_layernorm", "feedforward_layernorm", "mlp_norm",
+    "ffn_norm", "ln_mlp", "norm_2", "ln_2", "post_attention_layernorm", "post_feedforward_layernorm",
+)  # fmt: skip
+
+
+class RotaryFunctions(NamedTuple):
+    """The globals in which a module's forward looks up its rotary functions, and the names it looks up there."""
+
+    namespace: dict[str, Any]
+    names: tuple[str, ...]
 
 
 class DecoderLayer(NamedTuple):
@@ -22,60 +37,82 @@ class DecoderLayer(NamedTuple):
     module: nn.Module
 
     @property
-    def attention_norm(self) -> nn.Module:
-        """The norm before attention."""
-        return _first_child(self.module, ATTENTION_NORMS)
-
-    @property
-    def mlp_norm(self) -> nn.Module:
-        """The norm before the MLP."""
-        return _first_child(self.module, MLP_NORMS)
+    def scored_norms(self) -> tuple[nn.Module, ...]:
+        """The norm before attention and the norm before the MLP, as far as the layer has them: parallel blocks such as
+        Phi's have one for both. A norm may be without a weight."""
+        norms = dict(self._own_children())
+        attention = next((name for name in ATTENTION_NORMS if name in norms), None)
+        mlp = next((name for name in MLP_NORMS if name in norms and name != attention), None)
+        return tuple(norms[name] for name in (attention, mlp) if name is not None)
 
     @property
     def norms(self) -> dict[str, nn.Module]:
-        """The norms that stand in the layer itself, by full name; not the q/k norms inside attention."""
+        """The norms with a weight that stand in the layer itself, by full name; not the q/k norms inside attention."""
+        names = {id(module): f"{self.name}.{name}" for name, module in self.module.named_modules()}
         return {
-            f"{self.name}.{name}": child
-            for name, child in self.module.named_children()
+            names[id(child)]: child
+            for _, child in self._own_children()
             if "norm" in type(child).__name__.lower() and isinstance(getattr(child, "weight", None), nn.Parameter)
         }
 
     @property
     def rotary_attention(self) -> dict[str, nn.Module]:
-        """The attention modules that call a rotary function, by full name."""
-        return {f"{self.name}.{n}": m for n, m in self.module.named_modules() if n and rotary_globals(m) is not None}
+        """The modules that are handed position embeddings and call a rotary function, by full name; none of those that
+        stand inside another, such as the indexers of sparse attention."""
+        found: dict[str, nn.Module] = {}
+        for name, module in self.module.named_modules():
+            inside = any(name.startswith(f"{outer}.") for outer in found)
+            if name and not inside and rotary_functions(type(module)) is not None:
+                found[name] = module
+        return {f"{self.name}.{name}": module for name, module in found.items()}
+
+    def _own_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """The children of the layer, and of a block within it that holds both norms and attention (as DBRX has it)."""
+        for name, child in self.module.named_children():
+            yield name, child
+            if rotary_functions(type(child)) is None and any(rotary_functions(type(m)) for m in child.children()):
+                yield from child.named_children()
 
 
 def decoder_layers(model: nn.Module) -> list[DecoderLayer]:
-    """The decoder layers in order: the longest list of modules that each have a norm before attention and the MLP.
+    """The layers of the model's text decoder in order: the members of its lists of modules that hold rotary attention
+    or the norms that layers are scored by.
 
     Raises:
         UnsupportedModelError: the model has no such list.
     """
-    lists = [
-        (name, modules)
-        for name, modules in model.named_modules()
-        if isinstance(modules, nn.ModuleList)
-        and len(modules)
-        and all(_first_child(m, ATTENTION_NORMS) and _first_child(m, MLP_NORMS) for m in modules)
-    ]
+    decoder = _text_decoder(model)
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    lists: dict[str, list[DecoderLayer]] = {}
+    for name, modules in decoder.named_modules(prefix=prefix):
+        if isinstance(modules, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in lists):
+            layers = [DecoderLayer(f"{name}.{i}", module) for i, module in enumerate(modules)]
+            if any(layer.rotary_attention or layer.scored_norms for layer in layers):
+                lists[name] = layers
     if not lists:
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no decoder layers with a norm before attention "
-            f"({' or '.join(ATTENTION_NORMS)}) and one before the MLP ({' or '.join(MLP_NORMS)})"
+            f"{type(model).__name__} has no decoder layers: no list of modules with rotary attention, or with a norm "
+            f"before attention ({', '.join(ATTENTION_NORMS)}) and before the MLP ({', '.join(MLP_NORMS)})"
         )
-    name, modules = max(lists, key=lambda named: len(named[1]))
-    return [DecoderLayer(f"{name}.{i}", module) for i, module in enumerate(modules)]
+    return [layer for layers in lists.values() for layer in layers]
 
 
-def rotary_globals(attention: nn.Module) -> dict | None:
-    """The globals in which the module's forward looks up `apply_rotary_pos_emb`, or None where it does not."""
-    forward = inspect.unwrap(type(attention).forward)
+@functools.cache
+def rotary_functions(module_class: type[nn.Module]) -> RotaryFunctions | None:
+    """The rotary functions that the class's forward calls, or None where it calls none or is handed no
+    `position_embeddings`."""
+    forward = inspect.unwrap(module_class.forward)
     code = getattr(forward, "__code__", None)
-    if code is None or "apply_rotary_pos_emb" not in code.co_names or "position_embeddings" not in code.co_varnames:
+    if code is None or "position_embeddings" not in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
         return None
-    return forward.__globals__ if "apply_rotary_pos_emb" in forward.__globals__ else None
+    names = tuple(name for name in code.co_names if "rotary" in name and callable(forward.__globals__.get(name)))
+    return RotaryFunctions(forward.__globals__, names) if names else None
 
 
-def _first_child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
-    return next((child for child in (getattr(module, name, None) for name in names) if child is not None), None)
+def _text_decoder(model: nn.Module) -> nn.Module:
+    """The part of the model that decodes text, where transformers tells: not the vision tower of a multimodal one."""
+    for module in model.modules():
+        decoder = module.get_decoder() if hasattr(module, "get_decoder") else None
+        if decoder is not None and any(isinstance(m, nn.ModuleList) for m in decoder.modules()):
+            return decoder
+    return model

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rosa.config import RosaConfig
-from rosa.decoder import DecoderLayer, decoder_layers, rotary_globals
+from rosa.decoder import decoder_layers
 from rosa.errors import UnsupportedModelError
+from rosa.probe import RotarySite, rotary_sites
 from rosa.roae import RoAE
-from rosa.rotary import RotaryLayout, attach, probe_layout
+from rosa.rotary import attach
 
 ADAPTER_NAME = "roae"
 
@@ -53,13 +54,13 @@ def patch(model: nn.Module, config: RosaConfig | None = None) -> nn.Module:
         raise ValueError(f"this {type(model).__name__} is patched already; call rosa.unpatch(model) first")
 
     owner = getattr(model, "_orig_mod", model)  # the model inside torch.compile's wrapper
-    layers = _adapted_layers(owner, config)
-    adapters = _make_adapters(owner, layers, config)  # all that can fail lies before the first change
-    norms = {name: norm for layer in layers for name, norm in layer.norms.items()} if config.train_norms else {}
+    sites = _adapted_sites(owner, config)
+    adapters = _make_adapters(sites, config)  # all that can fail lies before the first change
+    norms = {name: norm for site in sites for name, norm in site.layer.norms.items()} if config.train_norms else {}
 
     record = Patch(
         config=config,
-        attentions=[name for name, _, _ in adapters],
+        attentions=[site.name for site in sites],
         norms={f"{name}.weight": norm.weight.detach().clone() for name, norm in norms.items()},
         requires_grad={name: p.requires_grad for name, p in owner.named_parameters()},
         hooks=[],
@@ -68,8 +69,8 @@ def patch(model: nn.Module, config: RosaConfig | None = None) -> nn.Module:
     for norm in norms.values():
         record.hooks += _widen(norm, config.torch_dtype)
         norm.weight.requires_grad_(True)
-    for _, attention, adapter in adapters:
-        record.hooks.append(attach(attention, ADAPTER_NAME, adapter))
+    for site, adapter in zip(sites, adapters, strict=True):
+        record.hooks += attach(site.attention, ADAPTER_NAME, adapter)
     owner._rosa = record
     return model
 
@@ -139,26 +140,22 @@ def base_name(model: nn.Module) -> str | None:
 
 
 def describe_base(model: nn.Module) -> dict[str, int | str | bool]:
-    """The shape of the model that an adapter must fit: its type, layers, widths, heads and rotary layout.
+    """The shape of the model that an adapter must fit: its type, layers, and its first attention's widths, heads and
+    rotary layout.
 
     Raises:
         UnsupportedModelError: the model has no rotary attention that RoSA can adapt.
     """
-    layers = [layer for layer in decoder_layers(model) if layer.rotary_attention]
-    if not layers:
-        raise UnsupportedModelError(f"{type(model).__name__} has no rotary attention")
-    attention = next(iter(layers[0].rotary_attention.values()))
-    heads, key_heads = _heads(attention)
-    layout = _layout(model, attention)
+    sites = rotary_sites(model)
+    attention, shape = sites[0].attention, sites[0].shape
     return {
         "model_type": attention.config.model_type,
-        "layers": len(layers),
-        "hidden_size": attention.config.hidden_size,
-        "heads": heads,
-        "key_heads": key_heads,
-        "head_dim": attention.head_dim,
-        "rotary_dim": layout.rotary_dim,
-        "interleaved": layout.interleaved,
+        "layers": len({site.layer.name for site in sites}),
+        "hidden_size": shape.hidden_size,
+        "heads": shape.heads,
+        "key_heads": shape.key_heads,
+        "head_dim": shape.head_dim,
+        **shape.layout._asdict(),
     }
 
 
@@ -190,39 +187,34 @@ def _patched(model: nn.Module) -> tuple[nn.Module, Patch]:
     raise ValueError(f"this {type(model).__name__} is not patched; call rosa.patch(model) first")
 
 
-def _adapted_layers(model: nn.Module, config: RosaConfig) -> list[DecoderLayer]:
-    if not any(rotary_globals(module) is not None for module in model.modules()):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no rotary attention: none of its modules calls apply_rotary_pos_emb with "
-            "position_embeddings, and RoSA enhances rotated queries and keys"
-        )
-    layers = decoder_layers(model)
+def _adapted_sites(model: nn.Module, config: RosaConfig) -> list[RotarySite]:
+    sites = rotary_sites(model)
     if config.layers is None:
-        return [layer for layer in layers if layer.rotary_attention]
+        return sites
+    layers = [layer.name for layer in decoder_layers(model)]
     if config.layers[-1] >= len(layers):
         raise ValueError(
             f"layers names layer {config.layers[-1]}, but {type(model).__name__} has {len(layers)} (from 0)"
         )
-    without = [i for i in config.layers if not layers[i].rotary_attention]
+    without = [i for i in config.layers if not any(site.layer.name == layers[i] for site in sites)]
     if without:
         raise ValueError(f"layers names {without}, which have no rotary attention in {type(model).__name__}")
-    return [layers[i] for i in config.layers]
+    chosen = {layers[i] for i in config.layers}
+    return [site for site in sites if site.layer.name in chosen]
 
 
-def _make_adapters(
-    model: nn.Module, layers: list[DecoderLayer], config: RosaConfig
-) -> list[tuple[str, nn.Module, RoAE]]:
-    """The adapter of every attention module of the layers, not attached yet: (name, attention module, adapter)."""
+def _make_adapters(sites: list[RotarySite], config: RosaConfig) -> list[RoAE]:
+    """The adapter of every site, not attached yet."""
     adapters = []
-    for name, attention in (named for layer in layers for named in layer.rotary_attention.items()):
-        device = next(attention.parameters()).device
-        if device.type == "meta" and any(hasattr(module, "_hf_hook") for module in attention.modules()):
+    for site in sites:
+        device = next(site.attention.parameters()).device
+        if device.type == "meta" and any(hasattr(module, "_hf_hook") for module in site.attention.modules()):
             raise UnsupportedModelError(
-                f"{name} is offloaded to the CPU or to disk; RoSA trains models in device memory"
+                f"{site.name} is offloaded to the CPU or to disk; RoSA trains models in device memory"
             )
-        hidden_size = attention.config.hidden_size
-        adapter = RoAE(config, hidden_size, *_heads(attention), _layout(model, attention), device)
-        adapters.append((name, attention, adapter.train(attention.training)))
+        _, heads, key_heads, _, layout = site.shape
+        adapter = RoAE(config, site.shape.hidden_size, heads, key_heads, layout, device)
+        adapters.append(adapter.train(site.attention.training))
     return adapters
 
 
@@ -240,20 +232,3 @@ def _widen(norm: nn.Module, dtype: torch.dtype) -> list[RemovableHandle]:
 
 def _keep_dtype(norm: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
     return output.to(args[0].dtype)
-
-
-def _heads(attention: nn.Module) -> tuple[int, int]:
-    """Query and key heads."""
-    heads = attention.config.num_attention_heads
-    return heads, getattr(attention.config, "num_key_value_heads", None) or heads
-
-
-def _layout(model: nn.Module, attention: nn.Module) -> RotaryLayout:
-    head_dim = getattr(attention, "head_dim", None)
-    if not isinstance(head_dim, int):
-        raise UnsupportedModelError(
-            f"{type(attention).__name__} of {type(model).__name__} has no head_dim: RoSA cannot tell its heads' size"
-        )
-    # R, from the model's own rotary embedding: two elements a frequency.
-    sizes = {2 * m.inv_freq.numel() for m in model.modules() if isinstance(getattr(m, "inv_freq", None), Tensor)}
-    return probe_layout(attention, head_dim, sizes.pop() if len(sizes) == 1 else head_dim)

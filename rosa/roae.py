@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rosa.config import RosaConfig
 from rosa.rotary import RotaryLayout
-from rosa_kernels import roae
+from rosa_kernels import roae, rope_roae, signals
 
 
 class RoAE(nn.Module):
@@ -18,12 +19,12 @@ class RoAE(nn.Module):
     Parameters, in the orientation of `nn.Linear` (outputs by inputs):
         down `[rank, hidden_size]` and up `[heads * d_low, rank]`: W_down and W_up of Eq. 2. up starts at zero.
         gqa_down `[rank, heads * d_low]` and gqa_up `[key_heads * d_low, rank]`: W_GQA of Eq. 3, low-rank; None where
-            key_heads equals heads.
+            key_heads equals heads, or there are no keys to rotate.
 
     Args:
         config (RosaConfig): r_low, alpha, rank and the parameters' dtype.
         hidden_size (int): d, size of the attention module's input.
-        heads, key_heads (int): query and key heads.
+        heads, key_heads (int): query and key heads; no key heads where the module rotates queries alone.
         layout (RotaryLayout): how the model rotates.
         device (torch.device): where the parameters are made.
 
@@ -49,7 +50,8 @@ class RoAE(nn.Module):
 
         self.down = weight(config.rank, hidden_size)
         self.up = weight(heads * d_low, config.rank)
-        grouped = key_heads != heads
+        self.heads = heads
+        grouped = key_heads not in (0, heads)
         self.gqa_down = weight(config.rank, heads * d_low) if grouped else None
         self.gqa_up = weight(key_heads * d_low, config.rank) if grouped else None
         self.reset_parameters()
@@ -73,12 +75,29 @@ class RoAE(nn.Module):
         Returns:
             q and k after rotation, enhanced; shapes, dtypes and layouts as given.
         """
-        cos, sin = self.layout.pairwise(cos), self.layout.pairwise(sin)
         return roae(
-            q, k, cos, sin if self.layout.sign == 1 else -sin,
-            hidden_states, self.down, self.up, self.gqa_down, self.gqa_up,
-            alpha=self.alpha, interleaved=self.layout.interleaved, rotary_dim=self.layout.rotary_dim,
+            self.layout.arrange(q), self.layout.arrange(k), *self._rotary(cos, sin),
+            hidden_states, self.down, self.up, self.gqa_down, self.gqa_up, **self._options,
         )  # fmt: skip
+
+    def rotate_one(self, x: Tensor, cos: Tensor, sin: Tensor, hidden_states: Tensor) -> Tensor:
+        """As `forward` for queries or keys alone, `[batch, heads or key_heads, seq, head_dim]`, in families that rotate
+        them one at a time; where there are as many of both, they are enhanced alike."""
+        U, S_K = signals(hidden_states.to(x.dtype), self.down, self.up, self.gqa_down, self.gqa_up)
+        x = self.layout.arrange(x)
+        nothing = x[:, :0]
+        if x.shape[1] == self.heads:
+            return rope_roae(x, nothing, *self._rotary(cos, sin), U, U[..., :0], **self._options)[0]
+        return rope_roae(nothing, x, *self._rotary(cos, sin), U[..., :0], S_K, **self._options)[1]
+
+    def _rotary(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin with one column a pair, for RoPE in its usual direction."""
+        cos, sin = self.layout.pairwise(cos), self.layout.pairwise(sin)
+        return cos, sin if self.layout.sign == 1 else -sin
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return dict(alpha=self.alpha, interleaved=self.layout.interleaved, rotary_dim=self.layout.rotary_dim)
 
     def extra_repr(self) -> str:
         """The numbers that define the module, for `print(model)`."""

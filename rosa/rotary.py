@@ -1,24 +1,26 @@
 """Attaches a rotary adapter to a Hugging Face attention module: the part that knows no particular adapter.
 
 A rotary adapter is a module called as `adapter(q, k, cos, sin, hidden_states) -> (q, k)` in place of the model family's
-own `apply_rotary_pos_emb(q, k, cos, sin)`. A hook of the attention module puts an `AdaptedCos` where cos stood; the
-family's function, replaced once by `_serve_adapters`, calls the adapter when it is handed one and the original for
-everything else, so models that are not adapted are untouched. There is no global state.
+own rotary function, or as `adapter.rotate_one(x, cos, sin, hidden_states) -> x` where the family rotates queries and
+keys one at a time. A hook of the attention module puts an `AdaptedCos` where cos stood; the family's function, replaced
+by one made by `_serve_adapters`, calls the adapter when it is handed one and the original for everything else, so
+models that are not adapted are untouched. There is no global state.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from rosa.decoder import rotary_globals
+from rosa.decoder import rotary_functions
 from rosa.errors import UnsupportedModelError
-from rosa_kernels import rope_roae_reference
 
 
 class AdaptedCos(NamedTuple):
@@ -28,18 +30,29 @@ class AdaptedCos(NamedTuple):
     hidden_states: Tensor
     adapter: nn.Module
 
+    def __getattr__(self, name: str) -> Any:
+        # A tensor's attributes, asked for by a function that takes this for one.
+        raise RuntimeError(
+            f"a rotary function that serves no adapter was handed {type(self.adapter).__name__} ('{name}' of cos): "
+            "another library replaced the family's function after the model was patched. Call rosa.unpatch(model), let "
+            "that library leave the rotary function alone (Liger: rope=False), and patch again"
+        )
+
 
 class RotaryLayout(NamedTuple):
     """How a family's rotary function pairs the elements of a head and reads cos and sin.
 
     `columns` says which columns of cos hold the value of each pair: all of them (cos is half as wide as the head's
     rotary part), the first half, or the even ones. `sign` is that of sin: -1 where the family rotates the other way.
+    `deinterleaves`: the function takes elements 2i and 2i + 1 as a pair and leaves them at i and i + R / 2, as
+    DeepSeek's does; `interleaved` is False then.
     """
 
     rotary_dim: int
     interleaved: bool
     columns: Literal["all", "first half", "even"]
     sign: Literal[1, -1] = 1
+    deinterleaves: bool = False
 
     def pairwise(self, t: Tensor) -> Tensor:
         """cos or sin as the model gives it, `[..., width]`, with one column a pair, `[..., rotary_dim / 2]`; a view."""
@@ -53,94 +66,132 @@ class RotaryLayout(NamedTuple):
             return t
         return t[..., ::2] if self.columns == "even" else t[..., : self.rotary_dim // 2]
 
-    def _widen(self, t: Tensor) -> Tensor:
+    def widen(self, t: Tensor) -> Tensor:
         """The inverse of `pairwise`."""
         if self.columns == "all":
             return t
         return t.repeat_interleave(2, dim=-1) if self.columns == "even" else torch.cat((t, t), dim=-1)
 
+    def arrange(self, x: Tensor) -> Tensor:
+        """Queries or keys `[..., head_dim]` with their pairs where the function leaves them."""
+        return torch.cat((x[..., ::2], x[..., 1::2]), dim=-1) if self.deinterleaves else x
 
-def attach(attention: nn.Module, name: str, adapter: nn.Module) -> RemovableHandle:
-    """Adds the rotary adapter to the attention module as its child `name`; removing the handle's hook silences it."""
-    functions = rotary_globals(attention)
-    if not hasattr(functions["apply_rotary_pos_emb"], "serves_rotary_adapters"):
-        functions["apply_rotary_pos_emb"] = _serve_adapters(functions["apply_rotary_pos_emb"])
+
+class RotaryCall(NamedTuple):
+    """A call of a rotary function: queries and keys, or one of them, `[batch, heads, seq, head_dim]`, and with
+    `sequence_first` `[batch, seq, heads, head_dim]`."""
+
+    states: list[Tensor]
+    adapted: AdaptedCos
+    sin: Tensor
+    sequence_first: bool
+
+
+def attach(attention: nn.Module, name: str, adapter: nn.Module) -> list[RemovableHandle]:
+    """Adds the rotary adapter to the attention module as its child `name`; removing the hooks silences it."""
+    serve_adapters(type(attention))
     attention.add_module(name, adapter)
-    return attention.register_forward_pre_hook(functools.partial(_hand_over, name), with_kwargs=True)
+    # Modules within attention that rotate something of their own, such as the indexers of sparse attention.
+    inner = [m for m in attention.modules() if m is not attention and rotary_functions(type(m)) is not None]
+    hooks = [m.register_forward_pre_hook(_hand_back, with_kwargs=True) for m in inner]
+    return [attention.register_forward_pre_hook(functools.partial(_hand_over, name), with_kwargs=True), *hooks]
 
 
-def probe_layout(attention: nn.Module, head_dim: int, rotary_dim: int) -> RotaryLayout:
-    """Reads the layout off the family's own rotary function, by feeding it random heads and comparing.
+def serve_adapters(attention_class: type[nn.Module]) -> None:
+    """Lets the rotary functions that the class's forward calls serve adapters.
 
-    Args:
-        attention (nn.Module): an attention module whose forward calls `apply_rotary_pos_emb`.
-        head_dim (int): size of a head.
-        rotary_dim (int): R, the elements of a head that are rotated.
-
-    Raises:
-        UnsupportedModelError: the function fits no known layout.
+    Called again, as at every forward, it finds those that another library has replaced since, such as Liger. Adapted
+    modules go on with the rotation that was found when they were patched, and a warning says so.
     """
-    function = rotary_globals(attention)["apply_rotary_pos_emb"]
-    generator = torch.Generator("cpu").manual_seed(0)
-    cos, sin = torch.randn(2, 1, 3, rotary_dim // 2, generator=generator, device="cpu")
-    # Some families split the part that is not rotated off before they call the function.
-    for width in dict.fromkeys((head_dim, rotary_dim)):
-        q, k = torch.randn(2, 1, 2, 3, width, generator=generator, device="cpu")
-        for layout in _known_layouts(rotary_dim):
-            if _agrees(function, layout, q, k, cos, sin):
-                return layout
-    raise UnsupportedModelError(
-        f"{type(attention).__name__} of {type(attention).__module__}: its apply_rotary_pos_emb fits no known layout "
-        f"for {rotary_dim} rotary elements of a head of {head_dim} (pairs i, i + R/2 or 2i, 2i + 1)"
-    )
+    namespace, names = rotary_functions(attention_class)
+    for name in names:
+        function = namespace[name]
+        if _serves(function):
+            continue
+        if function.__module__ != namespace["__name__"]:
+            warnings.warn(
+                f"{name} of {namespace['__name__']} is {function.__module__}.{function.__qualname__} now, not the "
+                "family's own: layers that RoSA adapts do not call it, they rotate in the layout found by rosa.patch",
+                stacklevel=2,
+            )
+        namespace[name] = _serve_adapters(function)
 
 
-def _known_layouts(rotary_dim: int) -> Iterator[RotaryLayout]:
-    for sign in (1, -1):
-        yield RotaryLayout(rotary_dim, False, "first half", sign)
-        yield RotaryLayout(rotary_dim, True, "even", sign)
-        yield RotaryLayout(rotary_dim, True, "first half", sign)
-        yield RotaryLayout(rotary_dim, False, "all", sign)
-        yield RotaryLayout(rotary_dim, True, "all", sign)
+def family_function(function: Callable) -> Callable:
+    """A rotary function as it was before it served adapters."""
+    return function.__wrapped__ if _serves(function) else function
 
 
-def _agrees(function: Callable, layout: RotaryLayout, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether the family's function does what RoPE in this layout does; `cos` and `sin` have one column a pair."""
-    try:
-        theirs = function(q, k, layout._widen(cos), layout._widen(sin))
-    except (RuntimeError, IndexError, TypeError, ValueError):
-        return False  # cos of this width does not fit the function
-    silent = q.new_zeros(1, q.shape[2], q.shape[1] * 2)
-    ours = rope_roae_reference(
-        q, k, cos, layout.sign * sin, silent, alpha=0.0, interleaved=layout.interleaved, rotary_dim=layout.rotary_dim
-    )
-    return all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5) for a, b in zip(theirs, ours, strict=True))
+def _serves(function: Callable) -> bool:
+    # Not merely the attribute: functools.wraps hands it on to what another library puts around the function.
+    return getattr(function, "serves_rotary_adapters", None) is function
 
 
 def _hand_over(name: str, attention: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Forward pre-hook of an adapted attention module: puts an AdaptedCos where cos stood."""
     hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     adapter = getattr(attention, name)
+    if not torch.compiler.is_compiling():
+        serve_adapters(type(attention))
     if "position_embeddings" in kwargs:
         cos, sin = kwargs["position_embeddings"]
         return args, {**kwargs, "position_embeddings": (AdaptedCos(cos, hidden_states, adapter), sin)}
-    cos, sin = args[1]
-    return (args[0], (AdaptedCos(cos, hidden_states, adapter), sin), *args[2:]), kwargs
+    at = _position_of_embeddings(type(attention))
+    cos, sin = args[at]
+    return (*args[:at], (AdaptedCos(cos, hidden_states, adapter), sin), *args[at + 1 :]), kwargs
+
+
+def _hand_back(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Forward pre-hook of a rotary module within an adapted attention module: cos as the model gave it."""
+
+    def own(value: Any) -> Any:
+        adapted = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], AdaptedCos)
+        return (value[0].cos, value[1]) if adapted else value
+
+    return tuple(own(value) for value in args), {name: own(value) for name, value in kwargs.items()}
+
+
+@functools.cache
+def _position_of_embeddings(attention_class: type[nn.Module]) -> int:
+    """Where forward takes `position_embeddings`, self not counted."""
+    return list(inspect.signature(attention_class.forward).parameters).index("position_embeddings") - 1
+
+
+def read_call(function: Callable, args: tuple, kwargs: dict) -> RotaryCall | None:
+    """A call of the family's rotary function on behalf of an adapted module, or None where it is another's.
+
+    Raises:
+        UnsupportedModelError: the call has arguments that RoSA does not know.
+    """
+    at = next((i for i, value in enumerate(args) if isinstance(value, AdaptedCos)), None)
+    if at is None:
+        return None
+    *states, adapted, sin = args[: at + 2]
+    if at not in (1, 2) or len(args) != at + 2 or not kwargs.keys() <= {"unsqueeze_dim"}:
+        raise UnsupportedModelError(
+            f"{function.__module__} calls {function.__name__} with {len(args)} arguments, and by name "
+            f"{list(kwargs)}: RoSA knows (q, k, cos, sin) and (x, cos, sin), with or without unsqueeze_dim"
+        )
+    return RotaryCall(states, adapted, sin, sequence_first=kwargs.get("unsqueeze_dim", 1) == 2)
 
 
 def _serve_adapters(original: Callable) -> Callable:
     """A family's rotary function that also serves adapted attention modules."""
 
     @functools.wraps(original)
-    def apply_rotary_pos_emb(q, k, cos, sin, *args, **kwargs):
-        if isinstance(cos, AdaptedCos):
-            if args or kwargs:
-                raise UnsupportedModelError(
-                    f"{original.__module__} calls apply_rotary_pos_emb with further arguments ({args}, {kwargs}); "
-                    "RoSA expects (q, k, cos, sin), with heads before the sequence"
-                )
-            return cos.adapter(q, k, cos.cos, sin, cos.hidden_states)
-        return original(q, k, cos, sin, *args, **kwargs)
+    def rotate(*args, **kwargs):
+        call = read_call(original, args, kwargs)
+        if call is None:
+            return original(*args, **kwargs)
+        states, (cos, hidden_states, adapter), sin, sequence_first = call
+        if sequence_first:
+            states = [x.transpose(1, 2) for x in states]
+        one = len(states) == 1
+        rotated = (adapter.rotate_one if one else adapter)(*states, cos, sin, hidden_states)
+        rotated = (rotated,) if one else rotated
+        if sequence_first:
+            rotated = tuple(x.transpose(1, 2) for x in rotated)
+        return rotated[0] if one else rotated
 
-    apply_rotary_pos_emb.serves_rotary_adapters = True
-    return apply_rotary_pos_emb
+    rotate.serves_rotary_adapters = rotate
+    return rotate

@@ -306,7 +306,7 @@ def _layers(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[_Layer]:
     layers = []
     for index, layer in enumerate(decoder_layers(model)):
         parameters = [p for p in layer.module.parameters() if id(p) in held]
-        norms = tuple(getattr(norm, "weight", None) for norm in (layer.attention_norm, layer.mlp_norm))
+        norms = tuple(getattr(norm, "weight", None) for norm in layer.scored_norms)
         if any(weight is None for weight in norms):
             raise UnsupportedModelError(
                 f"{layer.name} of {type(model).__name__} has norms without weights: there is nothing to rank layers by"

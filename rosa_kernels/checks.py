@@ -25,7 +25,7 @@ def check_rotary(q, k, cos, sin, alpha, rotary_dim) -> int:
             raise ValueError(f"{name} must have the shape [batch, heads, seq, head_dim], got {list(t.shape)}")
     batch, heads, seq, head_dim = q.shape
     key_heads = k.shape[1]
-    if heads < 1 or key_heads < 1 or k.shape != (batch, key_heads, seq, head_dim):
+    if heads + key_heads < 1 or k.shape != (batch, key_heads, seq, head_dim):
         raise ValueError(f"k must be [{batch}, key_heads, {seq}, {head_dim}] as q is, got {list(k.shape)}")
 
     width = cos.shape[-1] if cos.dim() else 0
@@ -45,7 +45,7 @@ def check_signals(q, k, signal, key_signal, rotary_dim) -> None:
     """Raises on a signal of `rope_roae` that does not fit q and k."""
     _tensors(q, signal=signal, **({} if key_signal is None else {"key_signal": key_signal}))
     (batch, heads, seq, _), key_heads = q.shape, k.shape[1]
-    d_low = signal.shape[-1] // heads if signal.dim() else 0
+    d_low = low_size(heads, signal, key_heads, key_signal) if signal.dim() else 0
     if d_low < 2 or d_low % 2 or d_low > rotary_dim or signal.shape != (batch, seq, heads * d_low):
         raise ValueError(
             f"signal must be [{batch}, {seq}, {heads} heads * d_low] with d_low even and from 2 to {rotary_dim}, "
@@ -60,9 +60,18 @@ def check_signals(q, k, signal, key_signal, rotary_dim) -> None:
         )
 
 
+def low_size(heads: int, signal: Tensor, key_heads: int, key_signal: Tensor | None) -> int:
+    """d_low, from the signal of the queries or, where there are none, of the keys."""
+    if heads:
+        return signal.shape[-1] // heads
+    return key_signal.shape[-1] // key_heads if key_signal is not None and key_signal.dim() else 0
+
+
 def check_weights(q, k, hidden_states, down, up, gqa_down, gqa_up, rotary_dim) -> None:
     """Raises on a hidden state or weight of `roae` that does not fit q and k."""
     (batch, heads, seq, _), key_heads = q.shape, k.shape[1]
+    if heads < 1 or key_heads < 1:
+        raise ValueError(f"roae rotates queries and keys together, got {heads} query heads and {key_heads} key heads")
     if (gqa_down is None) != (gqa_up is None):
         raise ValueError("gqa_down and gqa_up are the two factors of W_GQA: pass both or neither")
     if gqa_down is None and key_heads != heads:

@@ -97,7 +97,8 @@ def rope_roae(
 
     Args:
         q (Tensor): queries `[batch, heads, seq, head_dim]`; float16, bfloat16, float32 or float64; any strides.
-        k (Tensor): keys `[batch, key_heads, seq, head_dim]`, of q's dtype and device; any strides.
+        k (Tensor): keys `[batch, key_heads, seq, head_dim]`, of q's dtype and device; any strides. Either of q and k
+            may have no heads, its signal no columns, for models that rotate the two apart.
         cos, sin (Tensor): `[1 or batch, seq, rotary]` as Hugging Face gives them, of any floating dtype. The two
             elements of a pair share one value, read at the first of them. With `rotary_dim` given they may also be
             half as wide, one value a pair.

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rosa_kernels.checks import low_size
+
 
 def rope_roae_reference(
     q: Tensor,
@@ -32,8 +34,9 @@ def rope_roae_reference(
 
     query_signal = F.silu(signal.to(compute))  # S of Eq. 2
     key_signal = query_signal if key_signal is None else key_signal.to(compute)  # S_K of Eq. 3
+    d_low = low_size(q.shape[1], query_signal, k.shape[1], key_signal)
     return tuple(
-        _enhance(x, cos, sin, s.unflatten(-1, (x.shape[1], -1)).transpose(1, 2), alpha, interleaved, compute)
+        _enhance(x, cos, sin, s.unflatten(-1, (x.shape[1], d_low)).transpose(1, 2), alpha, interleaved, compute)
         for x, s in ((q, query_signal), (k, key_signal))
     )
 

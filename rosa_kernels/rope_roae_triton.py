@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rosa_kernels.checks import low_size
 from rosa_kernels.launch import (
     Launch,
     empty_heads,
@@ -272,7 +273,8 @@ def _arguments(q, k, cos, sin, signal, key_signal, alpha: float, interleaved: bo
     signal = _signal_rows(signal)
     shared = key_signal is None
     key_signal = signal if shared else _signal_rows(key_signal)
-    shape = shape_arguments(q, k, cos, sin, low_pairs=signal.shape[1] // q.shape[1] // 2)
+    d_low = low_size(q.shape[1], signal, k.shape[1], key_signal)
+    shape = shape_arguments(q, k, cos, sin, low_pairs=d_low // 2)
     block_pairs = triton.next_power_of_2(shape["PAIRS"])
     widest = max(block_pairs, shape["BLOCK_REST"])
     return shape | dict(

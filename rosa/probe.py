@@ -1,0 +1,318 @@
+"""Finds out how an attention module rotates queries and keys: by running a blank twin of it on the meta device.
+
+The twin's rotary functions are watched: which one is called, and with what shapes. That one is then fed random heads
+and compared with RoPE in every known layout. Nothing is read off the family's name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rosa.decoder import DecoderLayer, decoder_layers, rotary_functions
+from rosa.errors import UnsupportedModelError
+from rosa.rotary import RotaryCall, RotaryLayout, attach, family_function, read_call
+from rosa_kernels import rope_roae_reference
+
+TOKENS = 3
+
+
+class RotaryShape(NamedTuple):
+    """What an attention module hands to its rotary function.
+
+    `hidden_size` is the width of the module's input, `head_dim` that of what is rotated: a head, or a part of it.
+    `key_heads` is 0 where the module rotates queries alone, and takes its keys from an earlier layer.
+    """
+
+    hidden_size: int
+    heads: int
+    key_heads: int
+    head_dim: int
+    layout: RotaryLayout
+
+
+class RotarySite(NamedTuple):
+    """An attention module that rotates: where it stands, under which full name, and what it rotates."""
+
+    layer: DecoderLayer
+    name: str
+    attention: nn.Module
+    shape: RotaryShape
+
+
+class _Watched(NamedTuple):
+    function: Callable
+    call: RotaryCall
+
+
+class _SeenEnough(Exception):
+    """Ends the twin's forward once queries and keys were handed over."""
+
+
+def rotary_sites(model: nn.Module) -> list[RotarySite]:
+    """Every attention module of the model's decoder layers that rotates queries and keys, in order; once, where layers
+    share it.
+
+    Raises:
+        UnsupportedModelError: there is none, or one that cannot be adapted.
+    """
+    _refuse_without_rotary_attention(model)
+    sites: dict[int, RotarySite] = {}
+    for layer in decoder_layers(model):
+        for name, attention in layer.rotary_attention.items():
+            if id(attention) not in sites:
+                shape = probe(model, name, attention)
+                if shape is not None:
+                    sites[id(attention)] = RotarySite(layer, name, attention, shape)
+    if not sites:
+        raise UnsupportedModelError(f"{type(model).__name__} rotates no queries and keys in any of its layers")
+    return list(sites.values())
+
+
+def probe(model: nn.Module, name: str, attention: nn.Module) -> RotaryShape | None:
+    """What the attention module hands to its rotary function, or None where it does not rotate, as in layers without
+    position embeddings (NoPE).
+
+    Args:
+        model (nn.Module): holds the attention module under `name`, and the rotary embedding that serves it.
+
+    Raises:
+        UnsupportedModelError: the module cannot be followed, or its rotary function fits no known layout. Nothing was
+            changed.
+    """
+    layer_type = _layer_type(attention)
+    if layer_type in _types_without_rotation(attention):
+        return None
+    cos = _cos(model, name, attention, layer_type)
+    watched = _watch(model, name, attention, cos)
+    if not watched:
+        return None
+    function, (states, adapted, _, sequence_first) = watched[0]
+    pairs = states if len(states) == 2 else [w.call.states[0] for w in watched[:2]]
+    heads = [x.shape[2 if sequence_first else 1] for x in pairs]
+    head_dim = states[0].shape[-1]
+    layout = _layout(function, watched[0].call, head_dim, cos.shape[-1])
+    if layout is None:
+        raise UnsupportedModelError(
+            f"{_described(attention)}: its {function.__name__} fits no known layout for heads of {head_dim} and cos "
+            f"{cos.shape[-1]} wide (pairs i, i + R / 2 or 2i, 2i + 1)"
+        )
+    return RotaryShape(adapted.hidden_states.shape[-1], heads[0], heads[1] if len(heads) == 2 else 0, head_dim, layout)
+
+
+def _layer_type(attention: nn.Module) -> str | None:
+    layer_types = getattr(getattr(attention, "config", None), "layer_types", None)
+    return layer_types[attention.layer_idx] if layer_types else None
+
+
+def _types_without_rotation(attention: nn.Module) -> list[str]:
+    """The types of layer that the configuration gives no rotary parameters, where it tells them apart."""
+    parameters = getattr(getattr(attention, "config", None), "rope_parameters", None) or {}
+    return [layer_type for layer_type, own in parameters.items() if own is None]
+
+
+def _cos(model: nn.Module, name: str, attention: nn.Module, layer_type: str | None) -> Tensor:
+    """cos as the model gives it to this attention module, from the nearest rotary embedding above it."""
+    for depth in range(name.count("."), -1, -1):
+        above = model.get_submodule(".".join(name.split(".")[:depth]))
+        embeddings = [m for m in above.modules() if _frequencies(m) is not None]
+        if embeddings:
+            break
+    else:
+        raise UnsupportedModelError(f"{_described(attention)}: {type(model).__name__} has no rotary embedding above it")
+    rotary = embeddings[0]
+    device = _frequencies(rotary).device
+    arguments = {
+        "x": torch.empty(1, TOKENS, 1, device=device),
+        "position_ids": torch.arange(TOKENS, device=device)[None],
+    }
+    if "layer_type" in inspect.signature(rotary.forward).parameters:
+        arguments["layer_type"] = layer_type
+    try:
+        with torch.no_grad():
+            cos_and_sin = rotary(**arguments)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{_described(attention)}: its {type(rotary).__name__} cannot be followed ({type(error).__name__}: {error})"
+        ) from error
+    if not (isinstance(cos_and_sin, tuple) and len(cos_and_sin) == 2):
+        raise UnsupportedModelError(
+            f"{_described(attention)}: its {type(rotary).__name__} gives {_kind(cos_and_sin)}, RoSA works on (cos, sin)"
+        )
+    return cos_and_sin[0]
+
+
+def _frequencies(module: nn.Module) -> Tensor | None:
+    return next((buffer for name, buffer in module.named_buffers(recurse=False) if "inv_freq" in name), None)
+
+
+def _kind(value: Any) -> str:
+    return f"one {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _watch(model: nn.Module, name: str, attention: nn.Module, cos: Tensor) -> list[_Watched]:
+    """The calls that a twin of the module makes of its rotary functions: one of queries and keys, or one of each."""
+    watched: list[_Watched] = []
+    errors: list[Exception] = []
+    with _watching(type(attention), watched), torch.no_grad():
+        for device in ("meta", "cpu"):  # a mixture of experts within attention needs values to route by
+            twin = _twin(attention, _config(model, name), device)
+            for hidden_size in _widths(twin):
+                try:
+                    twin(**_arguments(twin, hidden_size, torch.ones(cos.shape, device=device)))
+                    return watched
+                except _SeenEnough:
+                    return watched
+                except Exception as error:
+                    if watched:  # queries were seen; this layer's keys come from another layer
+                        return watched
+                    errors.append(error)
+    raise UnsupportedModelError(
+        f"{_described(attention)}: its forward cannot be followed ({type(errors[0]).__name__}: {errors[0]})"
+    )
+
+
+@contextmanager
+def _watching(attention_class: type[nn.Module], watched: list[_Watched]) -> Iterator[None]:
+    namespace, names = rotary_functions(attention_class)
+    originals = {name: namespace[name] for name in names}
+
+    def watch(function: Callable) -> Callable:
+        def rotate(*args, **kwargs):
+            call = read_call(function, args, kwargs)
+            if call is None:
+                return function(*args, **kwargs)
+            watched.append(_Watched(function, call))
+            if len(call.states) == 2 or len(watched) == 2:
+                raise _SeenEnough
+            return call.states[0]
+
+        rotate.serves_rotary_adapters = rotate
+        return rotate
+
+    namespace.update({name: watch(family_function(function)) for name, function in originals.items()})
+    try:
+        yield
+    finally:
+        namespace.update(originals)
+
+
+def _twin(attention: nn.Module, config: Any, device: str) -> nn.Module:
+    """A module of the same class and configuration without trained values, hooks, or what else the original has."""
+    parameters = list(inspect.signature(type(attention).__init__).parameters.values())[1:]
+    arguments = {
+        p.name: getattr(attention, p.name, config if p.name == "config" else p.default)
+        for p in parameters
+        if p.kind is p.POSITIONAL_OR_KEYWORD
+    }
+    try:
+        with torch.device(device):
+            twin = type(attention)(**arguments)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{_described(attention)}: no second one can be made of it ({type(error).__name__}: {error})"
+        ) from error
+    attach(twin, "adapter", nn.Identity())
+    return twin.eval()
+
+
+def _config(model: nn.Module, name: str) -> Any:
+    """The configuration of the nearest module above that has one, for attention modules that keep none."""
+    parts = name.split(".")
+    above = (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) - 1, -1, -1))
+    return next((module.config for module in above if hasattr(module, "config")), None)
+
+
+def _widths(twin: nn.Module) -> list[int]:
+    """What the width of the module's input may be: the model's, or that of one of its projections."""
+    projections = [m.in_features for m in twin.modules() if isinstance(m, nn.Linear)]
+    return list(dict.fromkeys((*_model_width(twin), *projections)))
+
+
+def _model_width(twin: nn.Module) -> list[int]:
+    width = getattr(getattr(twin, "config", None), "hidden_size", None)
+    return [] if width is None else [width]
+
+
+def _arguments(twin: nn.Module, hidden_size: int, cos: Tensor) -> dict[str, Any]:
+    needed = [
+        p.name
+        for p in inspect.signature(twin.forward).parameters.values()
+        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+    ]
+    hidden_states = torch.zeros(1, TOKENS, hidden_size, device=cos.device, dtype=next(twin.parameters()).dtype)
+    return dict.fromkeys(needed) | {"hidden_states": hidden_states, "position_embeddings": (cos, cos)}
+
+
+def _layout(function: Callable, call: RotaryCall, head_dim: int, width: int) -> RotaryLayout | None:
+    """The known layout in which the function does RoPE, with cos of this width, called as the module called it."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    for layout in _known_layouts(width):
+        if layout.rotary_dim > head_dim or (layout.deinterleaves and layout.rotary_dim != head_dim):
+            continue
+        q, k = torch.randn(2, 1, 2, TOKENS, head_dim, generator=generator, device="cpu")
+        cos, sin = torch.randn(2, 1, TOKENS, layout.rotary_dim // 2, generator=generator, device="cpu")
+        if _agrees(function, call, layout, q, k, cos, sin):
+            return layout
+    return None
+
+
+def _known_layouts(width: int) -> Iterator[RotaryLayout]:
+    for sign in (1, -1):
+        yield RotaryLayout(width, False, "first half", sign)
+        yield RotaryLayout(width, True, "even", sign)
+        yield RotaryLayout(width, True, "first half", sign)
+        yield RotaryLayout(width, False, "first half", sign, deinterleaves=True)
+        yield RotaryLayout(2 * width, False, "all", sign)
+        yield RotaryLayout(2 * width, True, "all", sign)
+
+
+def _agrees(function, call: RotaryCall, layout: RotaryLayout, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether the family's function does what RoPE in this layout does; `cos` and `sin` have one column a pair."""
+
+    def rotated(*states: Tensor) -> tuple[Tensor, ...]:
+        if not call.sequence_first:
+            return function(*states, layout.widen(cos), layout.widen(sin))
+        turned = [x.transpose(1, 2) for x in states]
+        out = function(*turned, layout.widen(cos), layout.widen(sin), unsqueeze_dim=2)
+        return tuple(x.transpose(1, 2) for x in out) if len(states) == 2 else out.transpose(1, 2)
+
+    try:
+        theirs = rotated(q.clone(), k.clone()) if len(call.states) == 2 else (rotated(q), rotated(k))
+    except (RuntimeError, IndexError, TypeError, ValueError):
+        return False  # cos of this width does not fit the function
+    silent = q.new_zeros(1, TOKENS, q.shape[1] * 2)
+    ours = rope_roae_reference(
+        layout.arrange(q), layout.arrange(k), cos, layout.sign * sin, silent,
+        alpha=0.0, interleaved=layout.interleaved, rotary_dim=layout.rotary_dim,
+    )  # fmt: skip
+    return all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5) for a, b in zip(theirs, ours, strict=True))
+
+
+def _described(attention: nn.Module) -> str:
+    return f"{type(attention).__name__} of {type(attention).__module__}"
+
+
+def _refuse_without_rotary_attention(model: nn.Module) -> None:
+    classes = dict.fromkeys(type(module) for module in model.modules())
+    if any(rotary_functions(c) is not None for c in classes):
+        return
+    inside = [c for c in classes if any("rotary" in name for name in getattr(_code(c), "co_names", ()))]
+    if inside:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} rotates inside {inside[0].__name__}, which is handed no position_embeddings (cos "
+            "and sin) that RoSA could work on"
+        )
+    raise UnsupportedModelError(
+        f"{type(model).__name__} has no rotary attention: none of its modules calls a rotary function on "
+        "position_embeddings, and RoSA enhances rotated queries and keys"
+    )
+
+
+def _code(module_class: type[nn.Module]) -> Any:
+    return getattr(inspect.unwrap(module_class.forward), "__code__", None)
