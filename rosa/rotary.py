@@ -30,14 +30,6 @@ class AdaptedCos(NamedTuple):
     hidden_states: Tensor
     adapter: nn.Module
 
-    def __getattr__(self, name: str) -> Any:
-        # A tensor's attributes, asked for by a function that takes this for one.
-        raise RuntimeError(
-            f"a rotary function that serves no adapter was handed {type(self.adapter).__name__} ('{name}' of cos): "
-            "another library replaced the family's function after the model was patched. Call rosa.unpatch(model), let "
-            "that library leave the rotary function alone (Liger: rope=False), and patch again"
-        )
-
 
 class RotaryLayout(NamedTuple):
     """How a family's rotary function pairs the elements of a head and reads cos and sin.
