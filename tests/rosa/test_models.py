@@ -1,0 +1,149 @@
+"""Every causal-LM family of transformers: a tiny model of each supported one, patched, trained on and unpatched."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import rosa
+from rosa.decoder import decoder_layers, rotary_functions
+from rosa.probe import rotary_sites
+from rosa.rotary import family_function
+from tests.rosa.families import FAMILIES, PAGE, find, make_model, page
+
+FINDINGS = {family: find(family) for family in FAMILIES}
+SUPPORTED = [family for family, finding in FINDINGS.items() if finding.status == "supported"]
+ALPHA = 0.3
+CONFIG = rosa.RosaConfig(rank=4, r_low=0.5, alpha=ALPHA)
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(3, 90, (2, 9), generator=torch.Generator().manual_seed(1))
+
+
+def stir(model):
+    """Gives every W_up values, as training would."""
+    generator = torch.Generator().manual_seed(7)
+    for name, parameter in model.named_parameters():
+        if name.endswith("roae.up"):
+            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+
+
+def logits(model, ids):
+    return model(ids, use_cache=False).logits
+
+
+def gradients(model, ids):
+    model.zero_grad()
+    (logits(model, ids) * torch.linspace(-1, 1, 9)[None, :, None]).square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@contextlib.contextmanager
+def equations_by_hand(model):
+    """Eq. 2 to 4 after the family's own rotation, in place of everything of RoSA that runs in a forward pass: its
+    adapters are silenced, and each rotary function is the family's own with the equations behind it."""
+    running = []  # the adapted attention module that is at work, and its input
+    handles, replaced = [], []
+    for site in rotary_sites(model):
+        attention = site.attention
+        hooks = attention._forward_pre_hooks
+        kept = dict(hooks)
+        hooks.clear()
+
+        def enter(module, args, kwargs):
+            running.append((module, kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]))
+
+        def leave(*_):
+            running.pop()
+
+        handles += [
+            attention.register_forward_pre_hook(enter, with_kwargs=True),
+            attention.register_forward_hook(leave),
+        ]
+        for inner in attention.modules():  # what rotates of its own within attention is not adapted
+            if inner is not attention and rotary_functions(type(inner)) is not None:
+                handles += [
+                    inner.register_forward_pre_hook(lambda *_: running.append(None)),
+                    inner.register_forward_hook(leave),
+                ]
+        replaced.append((attention, kept))
+        namespace, names = rotary_functions(type(attention))
+        for name in names:
+            if not hasattr(namespace[name], "by_hand"):
+                handles.append(_Replacement(namespace, name, running))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for attention, kept in replaced:
+            attention._forward_pre_hooks.update(kept)
+
+
+class _Replacement:
+    def __init__(self, namespace, name, running):
+        self.namespace, self.name, self.served = namespace, name, namespace[name]
+        original = family_function(self.served)
+
+        def rotate(*args, **kwargs):
+            rotated = original(*args, **kwargs)
+            if not running or running[-1] is None:
+                return rotated
+            attention, H = running[-1]
+            heads_at = 2 if kwargs.get("unsqueeze_dim") == 2 else 1
+            if isinstance(rotated, tuple):
+                return tuple(eq_4(attention.roae, x, H, heads_at, i == 0) for i, x in enumerate(rotated))
+            return eq_4(attention.roae, rotated, H, heads_at, rotated.shape[heads_at] == attention.roae.heads)
+
+        rotate.by_hand = True
+        namespace[name] = rotate
+
+    def remove(self):
+        self.namespace[self.name] = self.served
+
+
+def eq_4(roae, x, H, heads_at, queries):
+    S = F.silu(H @ roae.down.T @ roae.up.T)  # Eq. 2
+    if not queries and roae.gqa_down is not None:
+        S = S @ roae.gqa_down.T @ roae.gqa_up.T  # Eq. 3
+    S = S.unflatten(-1, (x.shape[heads_at], -1))
+    S = S.transpose(1, 2) if heads_at == 1 else S
+    R, n = roae.layout.rotary_dim, S.shape[-1] // 2
+    pairs = torch.arange(R // 2 - n, R // 2)
+    real, imaginary = (2 * pairs, 2 * pairs + 1) if roae.layout.interleaved else (pairs, pairs + R // 2)
+    gain = torch.ones_like(x)
+    gain[..., real] += ALPHA * S[..., :n]
+    gain[..., imaginary] += ALPHA * S[..., n:]
+    return x * gain
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_a_patched_model_is_the_model_and_eq_2_to_4(family, ids):
+    model = make_model(family)
+    before, keys = logits(model, ids), list(model.state_dict())
+
+    rosa.patch(model, CONFIG)
+    torch.testing.assert_close(logits(model, ids), before, atol=2e-6, rtol=2e-6)
+
+    stir(model)
+    ours = gradients(model, ids)
+    out = logits(model, ids)
+    assert not torch.allclose(out, before, atol=1e-3), "the adapter has no effect"
+    with equations_by_hand(model):
+        assert torch.allclose(out, logits(model, ids), atol=1e-4, rtol=1e-4)
+        theirs = gradients(model, ids)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        scale = theirs[name].abs().max() + 1e-6
+        torch.testing.assert_close(
+            gradient / scale, theirs[name] / scale, atol=1e-3, rtol=0, msg=lambda m: f"{name}: {m}"
+        )
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert ours.keys() <= trained and any(name.endswith("roae.gqa_up") or name.endswith("roae.up") for name in ours)
+
+    rosa.unpatch(model)
+    assert torch.equal(logits(model, ids), before) and list(model.state_dict()) == keys
