@@ -40,7 +40,7 @@ class DecoderLayer(NamedTuple):
     def scored_norms(self) -> tuple[nn.Module, ...]:
         """The norm before attention and the norm before the MLP, as far as the layer has them: parallel blocks such as
         Phi's have one for both. A norm may be without a weight."""
-        norms = dict(self._own_children())
+        norms = {name: child for name, child in self._own_children() if not isinstance(child, nn.Identity)}
         attention = next((name for name in ATTENTION_NORMS if name in norms), None)
         mlp = next((name for name in MLP_NORMS if name in norms and name != attention), None)
         return tuple(norms[name] for name in (attention, mlp) if name is not None)

@@ -6,17 +6,21 @@ import functools
 import math
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
-from rosa.decoder import decoder_layers
+from rosa import parallel
+from rosa.decoder import DecoderLayer, decoder_layers
 from rosa.errors import UnsupportedModelError
 from rosa.patching import trainable_parameters
 
 MODES = ("skip", "mask")
+SCORES = ("norms", "adapter")
 
 
 class Selection(NamedTuple):
@@ -32,12 +36,12 @@ class Selection(NamedTuple):
 class _Layer(NamedTuple):
     index: int
     parameters: list[nn.Parameter]  # those that the optimizer holds
-    norms: tuple[nn.Parameter, nn.Parameter]  # weights of the norm before attention and of the norm before the MLP
+    scored: list[nn.Parameter]  # those whose gradients are the layer's score
 
     @property
     def score_only(self) -> list[nn.Parameter]:
         """Norm weights that are not trained, and get gradients for the score alone."""
-        return [norm for norm in self.norms if not any(norm is p for p in self.parameters)]
+        return [weight for weight in self.scored if not any(weight is p for p in self.parameters)]
 
 
 class DynamicLayerSelection(torch.optim.Optimizer):
@@ -52,10 +56,14 @@ class DynamicLayerSelection(torch.optim.Optimizer):
     To schedulers, `Trainer`, Accelerate and GradScaler this is an optimizer: it shows the wrapped one's `param_groups`,
     `state` and `defaults`.
 
+    In several processes all ranks select what the first one does, from the reduced gradients. Under DDP only the
+    gradients of layers that train cross the network in mode "skip"; under FSDP2 (`fully_shard`) too. The model may be
+    wrapped before or after this optimizer is made. Where layers cannot be frozen, "skip" says so and works as "mask".
+
     Args:
         optimizer (Optimizer): the optimizer to wrap, built from parameters of `model`.
-        model (nn.Module): any model with decoder layers; it need not be patched. Norms that are not trained get
-            gradients at selection steps only, for their score.
+        model (nn.Module): any model with decoder layers, inside DistributedDataParallel or not; it need not be patched.
+            Norms that are not trained get gradients at selection steps only, for their score.
         k_ratio (float): share of the layers to train, in (0, 1].
         interval (int): steps between selections, at least 1.
         warmup_steps (int): steps before selections may begin, at least 0.
@@ -65,7 +73,9 @@ class DynamicLayerSelection(torch.optim.Optimizer):
             parameters take the same course either way, gradient clipping included. Under torch.compile, compile the
             decoder layers one by one for "skip" (`layer.compile()`): a model compiled as a whole, which is warned of,
             makes another graph at each selection.
-        seed (int): of the generator that draws the selections; the same on every rank.
+        score (str): "norms" ranks layers by the gradients of their norms (Eq. 5); "adapter" by those of all that the
+            optimizer holds of the layer but its norms, for models whose norms have no weights.
+        seed (int): of the generator that draws the selections; of several processes, the first one's counts.
 
     Attributes:
         selected_layers (tuple of int): the layers that train now.
@@ -78,7 +88,7 @@ class DynamicLayerSelection(torch.optim.Optimizer):
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of its range, or the optimizer holds no parameter
             of the decoder layers.
-        UnsupportedModelError: no decoder layers, or norms without weights.
+        UnsupportedModelError: no decoder layers, norms without weights, or a model sharded by FSDP1.
     """
 
     # GradScaler would otherwise hand its scale to this object, and the wrapped fused optimizer would never see it.
@@ -94,26 +104,28 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         warmup_steps: int = 0,
         p_exploit: float = 0.8,
         mode: str = "skip",
+        score: str = "norms",
         seed: int = 2333,
     ):
-        _check(optimizer, k_ratio, interval, warmup_steps, p_exploit, mode, seed)
+        _check(optimizer, k_ratio, interval, warmup_steps, p_exploit, mode, score, seed)
         self.optimizer = optimizer
         super().__setstate__({})  # hooks and profiling; Optimizer.__init__ would also build param_groups of its own
-        self._layers = _layers(optimizer, model)
         self.interval, self.warmup_steps, self.p_exploit, self.mode = interval, warmup_steps, p_exploit, mode
+        self.score = score
+        self._model, self._held = model, []
+        self._holds = False
+        self._set_engine(parallel.Engine())
+        self._bind()
         # The margin keeps products such as 0.29 * 100, one rounding below a whole number, on that number.
         self.k = max(1, math.floor(k_ratio * len(self._layers) + 1e-9))
         self.selected_layers = self.layers
         self.history: list[Selection] = []
         self._steps = 0
         self._generator = torch.Generator("cpu").manual_seed(seed)
-        self._requires_grad = {norm: norm.requires_grad for layer in self._layers for norm in layer.norms}
-        self._requires_grad |= {p: True for layer in self._layers for p in layer.parameters}
+        self._score_only_flags = [p.requires_grad for layer in self._layers for p in layer.score_only]
         self.unfreeze()
-        if mode == "mask":
-            self._drop_gradients_as_they_come()
-        else:
-            self._warn_of_whole_graphs(model)
+        self._forward_seen = False
+        self._watch_forward()
         self._prepare_next_step()
 
     @property
@@ -140,13 +152,16 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         Raises:
             FloatingPointError: the gradient of a norm is not finite at a selection step. Nothing was changed.
             RuntimeError: no norm has a gradient at a selection step. Nothing was changed.
+            ValueError: the ranks of several processes were given other arguments. Nothing was changed.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._bind()
+        self._check_ranks()
         if self._selects(self._steps + 1):
-            selection = self._select(self._steps + 1)
+            selection = self._engine.first(self._select(self._steps + 1))
             self.history.append(selection)
             self.selected_layers = selection.layers
         for layer in self._layers:
@@ -160,8 +175,8 @@ class DynamicLayerSelection(torch.optim.Optimizer):
 
     def unfreeze(self) -> None:
         """Gives every parameter the requires_grad flag it had at first; the next `step` freezes again."""
-        for parameter, flag in self._requires_grad.items():
-            parameter.requires_grad_(flag)
+        score_only = [p for layer in self._layers for p in layer.score_only]
+        self._set_flags([(layer, True) for layer in self._layers], zip(score_only, self._score_only_flags, strict=True))
         self._holds = False
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -185,12 +200,13 @@ class DynamicLayerSelection(torch.optim.Optimizer):
 
     def _score(self, step: int) -> tuple[float, ...]:
         """Eq. 5: sqrt(|grad attn norm|^2 + |grad ffn norm|^2) of every layer; a layer that took no part scores 0."""
-        squares, device = [], self._layers[0].norms[0].device
-        for layer in self._layers:
-            grads = [norm.grad for norm in layer.norms if norm.grad is not None]
-            squares.append(sum((g.float().square().sum().to(device) for g in grads), torch.zeros((), device=device)))
-        if all(norm.grad is None for layer in self._layers for norm in layer.norms):
+        if all(p.grad is None for layer in self._layers for p in layer.scored):
             raise RuntimeError(f"step {step} selects layers, but no norm has a gradient: call backward() before step()")
+        self._engine.reduce_unmanaged([p for layer in self._layers for p in layer.score_only])
+        squares, device = [], self._layers[0].scored[0].device
+        for layer in self._layers:
+            parts = [self._engine.squared_norm(p).to(device) for p in layer.scored if p.grad is not None]
+            squares.append(sum(parts, torch.zeros((), device=device)))
         scores = tuple(torch.stack(squares).sqrt().tolist())
         for layer, score in zip(self._layers, scores, strict=True):
             if not math.isfinite(score):
@@ -199,17 +215,55 @@ class DynamicLayerSelection(torch.optim.Optimizer):
 
     def _prepare_next_step(self) -> None:
         """At a selection step every layer computes gradients, since any may be chosen."""
-        selects = self._selects(self._steps + 1)
-        for layer in self._layers:
-            trains = selects or self.mode == "mask" or layer.index in self.selected_layers
-            for parameter in layer.parameters:
-                parameter.requires_grad_(trains)
-            for norm in layer.score_only:
-                norm.requires_grad_(selects)
+        selects, freezes = self._selects(self._steps + 1), self._may_freeze()
+        trains = [(layer, selects or not freezes or layer.index in self.selected_layers) for layer in self._layers]
+        self._set_flags(trains, [(p, selects) for layer in self._layers for p in layer.score_only])
         self._holds = True
 
+    def _may_freeze(self) -> bool:
+        """In several processes not before a forward: until then, an engine may wrap or shard the model, and looks at
+        the flags when it does."""
+        if self.mode == "mask" or (dist.is_initialized() and not self._forward_seen):
+            return False
+        obstacle = self._engine.obstacle()
+        if obstacle is not None:
+            _warn_once(f"DynamicLayerSelection(mode='skip') works as mode='mask' here: {obstacle}")
+        return obstacle is None
+
+    def _set_flags(
+        self, layers: Iterable[tuple[_Layer, bool]], score_only: Iterable[tuple[nn.Parameter, bool]]
+    ) -> None:
+        flags = [(p, trains) for layer, trains in layers for p in layer.parameters]
+        changed = any(p.requires_grad != flag for p, flag in flags)
+        for parameter, flag in (*flags, *score_only):
+            parameter.requires_grad_(flag)
+        if changed:
+            self._engine.flags_changed()
+
+    def _bind(self) -> None:
+        """Finds the layers' parameters among the optimizer's; again where FSDP2 has put shards in their place since."""
+        held = [p for group in self.param_groups for p in group["params"]]
+        if self._held and all(old is new for old, new in zip(self._held, held, strict=False)):
+            return
+        self._layers, self._held = _layers(self.optimizer, self._model, self.score), held
+        self._drop_gradients_as_they_come()
+        engine = parallel.engine_of(self._model, self._layers[0].parameters[0])
+        if engine is not None:
+            self._set_engine(engine)
+
+    def _set_engine(self, engine: parallel.Engine) -> None:
+        self._engine, self._ranks_agree = engine, False
+
+    def _check_ranks(self) -> None:
+        if self._ranks_agree:
+            return
+        names = ("k", "num_layers", "interval", "warmup_steps", "p_exploit", "mode", "score", "_steps")
+        self._engine.check_equal({name.strip("_"): getattr(self, name) for name in names})
+        self._ranks_agree = True
+
     def _drop_gradients_as_they_come(self) -> None:
-        """Gradient clipping between backward and step must see what it sees in mode "skip": the selected layers."""
+        """Gradient clipping between backward and step must see the selected layers only, also where others are not
+        frozen."""
         reference = weakref.ref(self)  # the parameters, which keep the hooks, may outlive this optimizer
 
         def drop(index: int, parameter: nn.Parameter) -> None:
@@ -221,17 +275,48 @@ class DynamicLayerSelection(torch.optim.Optimizer):
             for parameter in layer.parameters:
                 parameter.register_post_accumulate_grad_hook(functools.partial(drop, layer.index))
 
-    def _warn_of_whole_graphs(self, model: nn.Module) -> None:
-        """Warns when the module that runs the layers, and so all of them at once, goes into one graph."""
-        name = decoder_layers(model)[0].name.rpartition(".")[0]  # of the list of layers
-        runs_layers = model.get_submodule(name.rpartition(".")[0])
-        weakref.finalize(self, runs_layers.register_forward_pre_hook(_warn_if_compiling).remove)
+    def _watch_forward(self) -> None:
+        """Notes at every forward whether DDP runs it; in mode "skip" warns when the module that runs the layers, and so
+        all of them at once, goes into one graph."""
+        reference, warns = weakref.ref(self), self.mode == "skip"
+
+        def note() -> None:
+            selection = reference()
+            if selection is not None:
+                selection._note_forward()
+
+        @torch.compiler.assume_constant_result  # torch.compile runs it when it makes a graph, not when the graph runs
+        def note_graph() -> None:
+            note()
+            if warns:
+                _warn_of_whole_graph()
+
+        def watch(module: nn.Module, args: tuple) -> None:
+            if torch.compiler.is_compiling():
+                note_graph()
+            else:
+                note()
+
+        name = decoder_layers(self._model)[0].name.rpartition(".")[0]  # of the list of layers
+        runs_layers = self._model.get_submodule(name.rpartition(".")[0])
+        weakref.finalize(self, runs_layers.register_forward_pre_hook(watch).remove)
+
+    def _note_forward(self) -> None:
+        if not torch.is_grad_enabled():
+            return
+        self._forward_seen = True
+        ddp = parallel.running_ddp()
+        if ddp is not None and ddp is not getattr(self._engine, "ddp", None):
+            self._set_engine(parallel.DDP(ddp))
 
     def _drops(self, index: int) -> bool:
         return self._holds and index not in self.selected_layers and not self._selects(self._steps + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's state and, under "layer_selection", the step, the selection and its generator."""
+        """The wrapped optimizer's state and, under "layer_selection", the step, the selection and its generator.
+
+        All tensors are whole, so that a run under any engine resumes from it; under FSDP2 every rank calls this.
+        """
         own = {
             "step": self._steps,
             "selected_layers": list(self.selected_layers),
@@ -239,7 +324,7 @@ class DynamicLayerSelection(torch.optim.Optimizer):
             "generator": self._generator.get_state(),
             "num_layers": self.num_layers,
         }
-        return {**self.optimizer.state_dict(), "layer_selection": own}
+        return {**parallel.whole_state(self.optimizer.state_dict()), "layer_selection": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave: the run goes on as if it had not stopped.
@@ -254,11 +339,14 @@ class DynamicLayerSelection(torch.optim.Optimizer):
             )
         if own["num_layers"] != self.num_layers:
             raise ValueError(f"this state selects among {own['num_layers']} layers, the model has {self.num_layers}")
-        self.optimizer.load_state_dict({key: value for key, value in state_dict.items() if key != "layer_selection"})
+        self._bind()
+        state = {key: value for key, value in state_dict.items() if key != "layer_selection"}
+        self.optimizer.load_state_dict(parallel.shard_state(state, self._held))
         self._steps = own["step"]
         self.selected_layers = tuple(own["selected_layers"])
         self.history = [Selection(s, tuple(layers), e, tuple(scores)) for s, layers, e, scores in own["history"]]
         self._generator.set_state(own["generator"].cpu())
+        self._ranks_agree = False
         self._prepare_next_step()
 
     # To everyone who asks, the wrapped optimizer's groups, state and defaults are this one's.
@@ -300,19 +388,20 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         return f"DynamicLayerSelection(k={self.k} of {self.num_layers}, mode={self.mode!r}, {self.optimizer!r})"
 
 
-def _layers(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[_Layer]:
+def _layers(optimizer: torch.optim.Optimizer, model: nn.Module, score: str) -> list[_Layer]:
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        raise UnsupportedModelError(
+            "FullyShardedDataParallel (FSDP1) flattens parameters, so layers cannot be told apart; shard the model "
+            "with torch.distributed.fsdp.fully_shard (FSDP2; in Accelerate `fsdp_version: 2`)"
+        )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     held &= {id(p) for p in trainable_parameters(model)}  # an optimizer may hold a frozen base too
     layers = []
     for index, layer in enumerate(decoder_layers(model)):
         parameters = [p for p in layer.module.parameters() if id(p) in held]
-        norms = tuple(getattr(norm, "weight", None) for norm in layer.scored_norms)
-        if any(weight is None for weight in norms):
-            raise UnsupportedModelError(
-                f"{layer.name} of {type(model).__name__} has norms without weights: there is nothing to rank layers by"
-            )
         if parameters:
-            layers.append(_Layer(index, parameters, norms))
+            scored = _norm_weights(layer) if score == "norms" else _without_norms(parameters, layer)
+            layers.append(_Layer(index, parameters, scored))
     if not layers:
         raise ValueError(
             "the optimizer holds no parameter of the model's decoder layers, so freezing them would have no effect; "
@@ -321,12 +410,25 @@ def _layers(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[_Layer]:
     return layers
 
 
-def _warn_if_compiling(module: nn.Module, args: tuple) -> None:
-    if torch.compiler.is_compiling():
-        _warn_of_whole_graph()
+def _norm_weights(layer: DecoderLayer) -> list[nn.Parameter]:
+    weights = [getattr(norm, "weight", None) for norm in layer.scored_norms]
+    if not weights or any(weight is None for weight in weights):
+        raise UnsupportedModelError(
+            f"{layer.name} ({type(layer.module).__name__}) has {'norms without weights' if weights else 'no norms'}: "
+            "there is nothing to rank layers by with score='norms'; score='adapter' ranks them by the gradients of "
+            "their adapters"
+        )
+    return weights
 
 
-@torch.compiler.assume_constant_result  # torch.compile runs it when it makes a graph, not when the graph runs
+def _without_norms(parameters: list[nn.Parameter], layer: DecoderLayer) -> list[nn.Parameter]:
+    norms = {id(p) for norm in layer.norms.values() for p in norm.parameters()}
+    adapter = [p for p in parameters if id(p) not in norms]
+    if not adapter:
+        raise ValueError(f"the optimizer holds nothing of {layer.name} but its norms: score='adapter' has no adapter")
+    return adapter
+
+
 def _warn_of_whole_graph() -> None:
     _warn_once(
         "DynamicLayerSelection(mode='skip') in a model that is compiled as a whole: every selection changes which "
@@ -346,7 +448,7 @@ def _drop_gradients(parameters: list[nn.Parameter]) -> None:
         parameter.grad = None
 
 
-def _check(optimizer, k_ratio, interval, warmup_steps, p_exploit, mode, seed) -> None:
+def _check(optimizer, k_ratio, interval, warmup_steps, p_exploit, mode, score, seed) -> None:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if isinstance(optimizer, DynamicLayerSelection):
@@ -364,3 +466,5 @@ def _check(optimizer, k_ratio, interval, warmup_steps, p_exploit, mode, seed) ->
         raise ValueError(f"p_exploit must lie in [0, 1], got {p_exploit}")
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if score not in SCORES:
+        raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")

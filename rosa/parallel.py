@@ -1,0 +1,161 @@
+"""What PyTorch's engines for several processes, DDP and FSDP2, ask of layer selection, and tensors that they share out.
+
+FSDP2 gives every rank a shard of each parameter, of its gradient and of the optimizer's state (a DTensor). `whole` and
+the functions that use it are collective: every rank calls them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+
+class Engine:
+    """No engine: the process trains alone, or its gradients are reduced by the user."""
+
+    groups: tuple[dist.ProcessGroup, ...] = ()  # over which all ranks select alike, one after the other
+
+    def obstacle(self) -> str | None:
+        """Why layers cannot be frozen under this engine, or None where they can."""
+        return None
+
+    def flags_changed(self) -> None:
+        """Called when other parameters than before require gradients, between two steps."""
+
+    def squared_norm(self, parameter: nn.Parameter) -> Tensor:
+        """The squared L2 norm of the parameter's whole gradient, a float32 scalar."""
+        return whole(parameter.grad.float().square().sum())
+
+    def reduce_unmanaged(self, parameters: list[nn.Parameter]) -> None:
+        """Averages gradients of parameters that the engine may not know, since they do not always require them."""
+
+    def first(self, value: Any) -> Any:
+        """The first rank's value, on every rank."""
+        box = [value]
+        for group in self.groups:
+            dist.broadcast_object_list(box, group=group, group_src=0)
+        return box[0]
+
+    def check_equal(self, options: dict[str, Any]) -> None:
+        """Raises ValueError, on every rank, if the ranks' options differ."""
+        for group in self.groups:
+            everyone: list[dict[str, Any]] = [{}] * group.size()
+            dist.all_gather_object(everyone, options, group=group)
+            for name in options:
+                values = [theirs[name] for theirs in everyone]
+                if any(value != values[0] for value in values):
+                    raise ValueError(
+                        f"layer selection needs the same {name} on every rank, got {', '.join(map(str, values))}"
+                    )
+
+
+class DDP(Engine):
+    """`DistributedDataParallel`: whole gradients, averaged by a reducer over the parameters that required them when the
+    reducer was built."""
+
+    def __init__(self, ddp: DistributedDataParallel):
+        self.ddp = ddp
+
+    @property
+    def groups(self) -> tuple[dist.ProcessGroup, ...]:
+        return (self.ddp.process_group,)
+
+    def check_equal(self, options: dict[str, Any]) -> None:
+        if self.ddp._join_config.enable:
+            raise RuntimeError(
+                "layer selection cannot run under DistributedDataParallel.join(): a rank without data would take no "
+                "part in the selections; give every rank as many batches"
+            )
+        super().check_equal(options)
+
+    def obstacle(self) -> str | None:
+        if self.ddp.static_graph:
+            return "DistributedDataParallel with static_graph=True keeps the graph of its first step"
+        if self.ddp.mixed_precision is not None:
+            return "DistributedDataParallel with mixed_precision keeps hooks on the parameters that it first saw"
+        if self.ddp._delay_all_reduce_params:
+            return "DistributedDataParallel with delay_all_reduce_named_params reduces them in one parameter's hook"
+        if any(not isinstance(state, dist.ProcessGroup | None) for _, state in self.ddp._comm_hooks):
+            return "a DDP communication hook with a state of its own may keep it by bucket"
+        return None
+
+    def flags_changed(self) -> None:
+        """Builds the reducer anew over the parameters that require gradients now, so that no others are reduced. The
+        old reducer takes its hooks with it. This is DDP's own way to get a reducer after it was unpickled."""
+        hooks, self.ddp._comm_hooks = self.ddp._comm_hooks, []
+        self.ddp.__setstate__({"process_group": self.ddp.process_group})
+        for hook, state in hooks:
+            self.ddp.register_comm_hook(state, hook)
+
+    def squared_norm(self, parameter: nn.Parameter) -> Tensor:
+        """The squared L2 norm of the parameter's whole gradient, a float32 scalar."""
+        return whole(parameter.grad.float().square().sum())
+
+    def reduce_unmanaged(self, parameters: list[nn.Parameter]) -> None:
+        for parameter in parameters:
+            if parameter.grad is None:  # this rank did not use it, another may have
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad, group=self.ddp.process_group)
+            parameter.grad /= self.ddp.process_group.size()
+
+
+class FSDP2(Engine):
+    """`fully_shard`: gathers a layer's parameters before it runs and takes each one's requires_grad along."""
+
+    def __init__(self, parameter: DTensor):
+        mesh = parameter.device_mesh
+        self.groups = tuple(mesh.get_group(dimension) for dimension in range(mesh.ndim))
+
+
+def engine_of(model: nn.Module, parameter: nn.Parameter) -> Engine | None:
+    """The engine that shows in the model or, `parameter` being one of its own, in how that is kept."""
+    ddp = next((module for module in model.modules() if isinstance(module, DistributedDataParallel)), None)
+    if ddp is not None:
+        return DDP(ddp)
+    return FSDP2(parameter) if isinstance(parameter, DTensor) else None
+
+
+def running_ddp() -> DistributedDataParallel | None:
+    """The DDP module whose forward is running."""
+    return DistributedDataParallel._get_active_ddp_module() if dist.is_available() and dist.is_initialized() else None
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor of which every rank has a shard; any other tensor as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_state(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state with whole tensors, as it would be in a single process."""
+    states = {i: _map(whole, state) for i, state in state_dict["state"].items()}
+    return {**state_dict, "state": states}
+
+
+def shard_state(state_dict: dict[str, Any], parameters: Iterable[nn.Parameter]) -> dict[str, Any]:
+    """An optimizer's state, whole on every rank, shared out as its parameters are.
+
+    Args:
+        state_dict (dict): of an optimizer over as many parameters.
+        parameters (iterable of Parameter): the optimizer's, in order.
+    """
+    numbers = [i for group in state_dict["param_groups"] for i in group["params"]]
+    placed = dict(zip(numbers, parameters, strict=False))
+
+    def shard(value: Tensor, parameter: nn.Parameter) -> Tensor:
+        if not isinstance(parameter, DTensor) or isinstance(value, DTensor) or value.shape != parameter.shape:
+            return value
+        value = value.to(parameter.device)
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+    states = {i: _map(lambda v, p=placed[i]: shard(v, p), state) for i, state in state_dict["state"].items()}
+    return {**state_dict, "state": states}
+
+
+def _map(function: Any, state: dict[str, Any]) -> dict[str, Any]:
+    return {name: function(value) if isinstance(value, Tensor) else value for name, value in state.items()}
