@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from rosa.adapter import load_adapter, save_adapter
 from rosa.config import RosaConfig
 from rosa.errors import AdapterError, UnsupportedModelError
+from rosa.hub import push_to_hub
 from rosa.patching import (
     count_parameters,
     is_patched,
@@ -14,6 +15,7 @@ from rosa.patching import (
     unpatch,
 )
 from rosa.selection import DynamicLayerSelection, Selection
+from rosa.switching import active_adapter, adapter_names, delete_adapter, disabled, set_adapter
 
 if TYPE_CHECKING:
     from rosa.trainer import RosaTrainer
@@ -26,12 +28,18 @@ __all__ = [
     "RosaTrainer",
     "Selection",
     "UnsupportedModelError",
+    "active_adapter",
+    "adapter_names",
     "count_parameters",
+    "delete_adapter",
+    "disabled",
     "is_patched",
     "load_adapter",
     "patch",
     "print_trainable_parameters",
+    "push_to_hub",
     "save_adapter",
+    "set_adapter",
     "trainable_parameters",
     "unpatch",
 ]

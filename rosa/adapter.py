@@ -1,4 +1,4 @@
-"""Adapters on disk: a folder with `adapter_model.safetensors` and `adapter_config.json`.
+"""Adapters on disk: a folder with `adapter_model.safetensors`, `adapter_config.json` and a model card, `README.md`.
 
 The configuration stands in the weights' own metadata too, so that replacing that one file replaces the adapter: a
 process that is killed while it saves leaves the old adapter or the new one. `adapter_config.json` is the copy for
@@ -14,61 +14,71 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rosa.card import MARK, model_card
 from rosa.config import RosaConfig
 from rosa.errors import AdapterError
-from rosa.patching import adapter_config, adapter_parameters, base_name, describe_base, is_patched, patch, unpatch
+from rosa.patching import add_adapter, base_name, describe_base, is_patched, make_adapter
+from rosa.record import patched
 
 FORMAT_VERSION = 1
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
+CARD_NAME = "README.md"
 
 
-def save_adapter(model: nn.Module, folder: str | os.PathLike) -> None:
-    """Saves what RoSA trained in a patched model: the RoAE weights and, if trained, the norms.
+def save_adapter(model: nn.Module, folder: str | os.PathLike, adapter_name: str | None = None) -> None:
+    """Saves what RoSA trained in a patched model, the RoAE weights and, if trained, the norms; with a model card.
 
     Args:
-        model (nn.Module): a patched model.
+        model (nn.Module): a patched model, wrapped or not; the names in the file are those of the plain model.
         folder (path): made if need be; an adapter in it is replaced, at once or, if the process is killed, not at all.
+            A README.md that somebody else wrote stays as it is.
+        adapter_name (str, optional): None saves the active adapter.
 
     Raises:
-        ValueError: the model is not patched, or stands on the meta device.
+        ValueError: the model is not patched, or the adapter stands on the meta device.
+        KeyError: the model has no such adapter.
+        OSError: the files cannot be written. An adapter that was there is whole.
     """
-    parameters = adapter_parameters(model)
-    if any(p.is_meta for p in parameters.values()):
+    adapter = patched(model)[1].adapter(adapter_name)
+    if any(tensor.is_meta for tensor in adapter.tensors().values()):
         raise ValueError("this model is on the meta device: its adapter has no values to save")
-    tensors = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
-    description = json.dumps(
-        {
-            "adapter_type": "rosa",
-            "format_version": FORMAT_VERSION,
-            "base_model_name_or_path": base_name(model),
-            "base": describe_base(model),
-            "config": asdict(adapter_config(model)),
-        },
-        indent=2,
-    )
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter.tensors().items()}
+    description = {
+        "adapter_type": "rosa",
+        "format_version": FORMAT_VERSION,
+        "base_model_name_or_path": base_name(model),
+        "base": describe_base(model),
+        "config": asdict(adapter.config),
+    }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights, config = folder / WEIGHTS_NAME, folder / CONFIG_NAME
-    # One key of metadata: safetensors writes several in any order, and equal adapters should be equal files.
-    save_file(tensors, _temporary(weights), metadata={"adapter_config": description})
-    _temporary(config).write_text(description + "\n", encoding="utf-8")
-    for path in (config, weights):  # the weights last: they are what makes it the new adapter
-        _replace(path)
+    _write(folder, description, tensors)
 
 
-def load_adapter(model: nn.Module, source: str | os.PathLike) -> nn.Module:
-    """Loads an adapter into a model in place, patching it first if it is not; the adapter can be trained on.
+def load_adapter(
+    model: nn.Module,
+    source: str | os.PathLike,
+    adapter_name: str = "default",
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+) -> nn.Module:
+    """Loads an adapter into a model in place and switches it in, patching the model first if it is not; it can be
+    trained on.
 
     Args:
-        model (nn.Module): a fresh model of the adapter's base, or one patched with the adapter's configuration.
+        model (nn.Module): a model of the adapter's base, wrapped or not. If it is patched, the adapter of this name is
+            overwritten, or one is added.
         source (path or str): a folder that `save_adapter` wrote, or a repository of the Hugging Face hub ("user/name").
+        adapter_name (str): its name in the model.
+        revision (str, optional): branch, tag or commit on the hub; None is "main".
+        token (str, optional): for the hub; None takes the one that `hf auth login` stored, or HF_TOKEN.
 
     Returns:
         The same model.
@@ -76,31 +86,32 @@ def load_adapter(model: nn.Module, source: str | os.PathLike) -> nn.Module:
     Raises:
         FileNotFoundError: the folder or a file in it is missing.
         AdapterError: a damaged file, an unknown format version, or an adapter for another base model.
-        ValueError: the model is patched with another configuration.
+        ValueError: the model has an adapter of this name with another configuration, or the name does not fit.
         Nothing is changed after an error.
     """
-    description, tensors = _read(_local_folder(source))
-    config, base = _config(description, source), describe_base(model)
-    for field, expected in description["base"].items():
-        if base.get(field) != expected:
-            raise AdapterError(
-                f"the adapter in {source} was made for another base: {field} is {base.get(field)} in this "
-                f"{type(model).__name__}, {expected} in {description.get('base_model_name_or_path') or 'its base'}"
-            )
-    fresh = not is_patched(model)
-    if fresh:
-        patch(model, config)
-    elif adapter_config(model) != config:
-        raise ValueError(f"this model is patched with {adapter_config(model)}, the adapter in {source} has {config}")
-    parameters = adapter_parameters(model)
-    mismatch = _mismatch(parameters, tensors)
+    description, tensors = _read(_local_folder(source, revision, token))
+    config = _config(description, source)
+    _check_base(model, description, source)
+    record = patched(model)[1] if is_patched(model) else None
+    known = record is not None and adapter_name in record.adapters
+    if known:
+        adapter = record.adapters[adapter_name]
+        if adapter.config != config:
+            raise ValueError(f"this model is patched with {adapter.config}, the adapter in {source} has {config}")
+        if adapter_name != record.active:
+            record.check_switchable()
+    else:
+        adapter = make_adapter(model, config, adapter_name)
+    mismatch = _mismatch(adapter.tensors(), tensors)
     if mismatch:
-        if fresh:
-            unpatch(model)
         raise AdapterError(f"the weights in {source} do not fit this {type(model).__name__}: {mismatch}")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+
+    for name, tensor in adapter.tensors().items():
+        tensor.copy_(tensors[name])
+    if not known:
+        add_adapter(model, adapter_name, adapter)
+    elif adapter_name != record.active:
+        record.switch(adapter_name)
     return model
 
 
@@ -109,13 +120,14 @@ def has_adapter(folder: str | os.PathLike) -> bool:
     return any((Path(folder) / name).exists() for name in (WEIGHTS_NAME, CONFIG_NAME))
 
 
-def _local_folder(source: str | os.PathLike) -> Path:
+def _local_folder(source: str | os.PathLike, revision: str | None, token: str | None) -> Path:
     if Path(source).is_dir():
         return Path(source)
     name = os.fspath(source)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         try:
-            return Path(snapshot_download(name, allow_patterns=[WEIGHTS_NAME, CONFIG_NAME]))
+            files = [WEIGHTS_NAME, CONFIG_NAME]
+            return Path(snapshot_download(name, allow_patterns=files, revision=revision, token=token))
         except Exception as error:
             raise FileNotFoundError(f"{name} is neither a folder here nor to be had from the hub: {error}") from error
     raise FileNotFoundError(f"there is no adapter folder {name}")
@@ -156,14 +168,44 @@ def _config(description: dict[str, Any], source: str | os.PathLike) -> RosaConfi
         raise AdapterError(f"the adapter in {source} has an unusable configuration: {error}") from error
 
 
-def _mismatch(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> str | None:
-    """The first thing, in words, in which the tensors on disk differ from the model's parameters."""
-    for name, parameter in parameters.items():
+def _check_base(model: nn.Module, description: dict[str, Any], source: str | os.PathLike) -> None:
+    here, theirs = describe_base(model), description.get("base_model_name_or_path") or "its base"
+    differences = [
+        f"{field} is {here.get(field)} in this {type(model).__name__}, {expected} in {theirs}"
+        for field, expected in description["base"].items()
+        if here.get(field) != expected
+    ]
+    if differences:
+        raise AdapterError(f"the adapter in {source} was made for another base: {'; '.join(differences)}")
+
+
+def _mismatch(expected: dict[str, Tensor], tensors: dict[str, Tensor]) -> str | None:
+    """The first thing, in words, in which the tensors on disk differ from those that the model has a place for."""
+    for name, tensor in expected.items():
         if name not in tensors:
             return f"{name} is missing"
-        if tensors[name].shape != parameter.shape:
-            return f"{name} is {list(tensors[name].shape)}, expected {list(parameter.shape)}"
-    return next((f"{name} has no place in the model" for name in tensors if name not in parameters), None)
+        if tensors[name].shape != tensor.shape:
+            return f"{name} is {list(tensors[name].shape)}, expected {list(tensor.shape)}"
+    return next((f"{name} has no place in the model" for name in tensors if name not in expected), None)
+
+
+def _write(folder: Path, description: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    text = json.dumps(description, indent=2)
+    card, config, weights = folder / CARD_NAME, folder / CONFIG_NAME, folder / WEIGHTS_NAME
+    try:
+        # One key of metadata: safetensors writes several in any order, and equal adapters should be equal files.
+        save_file(tensors, _temporary(weights), metadata={"adapter_config": text})
+        _temporary(config).write_text(text + "\n", encoding="utf-8")
+        if not card.exists() or MARK in card.read_text(encoding="utf-8", errors="replace"):
+            _temporary(card).write_text(model_card(description, tensors), encoding="utf-8")
+            _replace(card)
+        for path in (config, weights):  # the weights last: they are what makes it the new adapter
+            _replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"the adapter could not be saved in {folder}: {error}. One that was there is whole") from error
+    finally:  # also what a killed process has left
+        for path in (card, config, weights):
+            _temporary(path).unlink(missing_ok=True)
 
 
 def _temporary(path: Path) -> Path:

@@ -2,88 +2,102 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 
-import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import nn
 
 from rosa.config import RosaConfig
 from rosa.decoder import decoder_layers
 from rosa.errors import UnsupportedModelError
 from rosa.probe import RotarySite, rotary_sites
+from rosa.record import Adapter, Patch, patched, trained_weight
 from rosa.roae import RoAE
-from rosa.rotary import attach
 
-ADAPTER_NAME = "roae"
-
-
-@dataclass
-class Patch:
-    """What `patch` did to a model, kept on it as `_rosa`: enough to save the adapter and to undo it."""
-
-    config: RosaConfig
-    attentions: list[str]
-    norms: dict[str, Tensor]  # names of the trained norm weights, and what they held before
-    requires_grad: dict[str, bool]  # of every parameter, before
-    hooks: list[RemovableHandle]
+# What wrappers inside a model put into names: torch.compile, activation checkpoints, FSDP1, and PEFT's tuners.
+WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "base_layer"}
 
 
-def patch(model: nn.Module, config: RosaConfig | None = None) -> nn.Module:
+def patch(model: nn.Module, config: RosaConfig | None = None, adapter_name: str = "default") -> nn.Module:
     """Adds RoSA to a Hugging Face model in place: freezes it, adds a `roae` module to each attention layer, and lets
     the norms of the adapted decoder layers train. The model computes what it computed before until it is trained.
 
+    A model that is patched already gets a second adapter, under another name, which is the active one from then on:
+    see `set_adapter`.
+
     Args:
         model (nn.Module): a model of transformers with rotary attention, of any floating dtype, on any device or
-            several, or on the meta device.
+            several, or on the meta device; wrapped or not.
         config (RosaConfig, optional): None takes the paper's defaults.
+        adapter_name (str): of letters, digits, "_" and "-".
 
     Returns:
         The same model.
 
     Raises:
         TypeError: `config` is no RosaConfig.
-        ValueError: the model is patched already, or the configuration does not fit it.
+        ValueError: the model has an adapter of this name, or the name or the configuration does not fit.
         UnsupportedModelError: the model cannot be adapted.
         Nothing is changed after an error.
     """
-    config = RosaConfig() if config is None else config
-    if not isinstance(config, RosaConfig):
-        raise TypeError(f"config must be a rosa.RosaConfig, got {type(config).__name__}")
-    if is_patched(model):
-        raise ValueError(f"this {type(model).__name__} is patched already; call rosa.unpatch(model) first")
-
-    owner = getattr(model, "_orig_mod", model)  # the model inside torch.compile's wrapper
-    sites = _adapted_sites(owner, config)
-    adapters = _make_adapters(sites, config)  # all that can fail lies before the first change
-    norms = {name: norm for site in sites for name, norm in site.layer.norms.items()} if config.train_norms else {}
-
-    record = Patch(
-        config=config,
-        attentions=[site.name for site in sites],
-        norms={f"{name}.weight": norm.weight.detach().clone() for name, norm in norms.items()},
-        requires_grad={name: p.requires_grad for name, p in owner.named_parameters()},
-        hooks=[],
-    )
-    owner.requires_grad_(False)
-    for norm in norms.values():
-        record.hooks += _widen(norm, config.torch_dtype)
-        norm.weight.requires_grad_(True)
-    for site, adapter in zip(sites, adapters, strict=True):
-        record.hooks += attach(site.attention, ADAPTER_NAME, adapter)
-    owner._rosa = record
+    add_adapter(model, adapter_name, make_adapter(model, config, adapter_name))
     return model
 
 
+def make_adapter(model: nn.Module, config: RosaConfig | None, adapter_name: str) -> Adapter:
+    """The adapter that `patch` adds, not added yet: all of `patch` that can fail."""
+    config = RosaConfig() if config is None else config
+    if not isinstance(config, RosaConfig):
+        raise TypeError(f"config must be a rosa.RosaConfig, got {type(config).__name__}")
+    if not isinstance(adapter_name, str) or not re.fullmatch(r"[\w-]+", adapter_name):
+        raise ValueError(f"adapter_name must be letters, digits, '_' and '-', got {adapter_name!r}")
+    owner, record = patched(model) if is_patched(model) else (_unwrapped(model), None)
+    base_weights = {}  # of norms that hold an adapter's
+    if record is not None:
+        if adapter_name in record.adapters:
+            raise ValueError(
+                f"this {type(model).__name__} is patched already; call rosa.unpatch(model) first, or add another "
+                f"adapter under another adapter_name than {adapter_name!r}"
+            )
+        record.check_switchable()
+        base_weights = {name: weight.data for name, weight in record.active_adapter.weights.items()}
+
+    sites = _adapted_sites(owner, config)
+    modules = {_plain(site.name): module for site, module in zip(sites, _make_adapters(sites, config), strict=True)}
+    norms = {f"{_plain(name)}.weight": norm for site in sites for name, norm in site.layer.norms.items()}
+    norms = norms if config.train_norms else {}
+    return Adapter(
+        config,
+        attentions={_plain(site.name): site.attention for site in sites},
+        modules=modules,
+        norms=norms,
+        weights={
+            name: trained_weight(norm, base_weights.get(name, norm.weight), config.torch_dtype)
+            for name, norm in norms.items()
+        },
+    )
+
+
+def add_adapter(model: nn.Module, adapter_name: str, adapter: Adapter) -> None:
+    """Adds what `make_adapter` made and switches it in; the first adapter freezes the model."""
+    if not is_patched(model):
+        owner = _unwrapped(model)
+        record = Patch({name: p.requires_grad for name, p in owner.named_parameters()})
+        owner.requires_grad_(False)
+        owner._rosa = record
+    patched(model)[1].add(adapter_name, adapter)
+
+
 def unpatch(model: nn.Module) -> nn.Module:
-    """Takes RoSA off a model in place: its modules, its hooks, its norm weights and requires_grad flags are as before.
+    """Takes RoSA off a model in place, with all its adapters: its modules, its hooks, its norm weights and
+    requires_grad flags are as before.
 
     Norms of a model that was patched on the meta device keep their values: there were none before.
 
     Raises:
-        ValueError: the model is not patched, or parameters were renamed since. Nothing is changed then.
+        ValueError: the model is not patched, is sharded, is inside `disabled`, or parameters were renamed since.
+            Nothing is changed then.
     """
-    owner, record = _patched(model)
+    owner, record = patched(model)
     parameters = dict(owner.named_parameters())
     renamed = [name for name in record.requires_grad if name not in parameters]
     if renamed:
@@ -91,14 +105,11 @@ def unpatch(model: nn.Module) -> nn.Module:
             f"{len(renamed)} parameters of this {type(owner).__name__} have other names since it was patched, "
             f"{renamed[0]} among them: undo what renamed them first (a PEFT model's `unload`, for example)"
         )
+    record.check_enabled()
+    record.active_adapter.check_not_sharded()
+    record.active_adapter.detach()
     for hook in record.hooks:
         hook.remove()
-    for name in record.attentions:
-        delattr(owner.get_submodule(name), ADAPTER_NAME)
-    for name, value in record.norms.items():
-        parameter = parameters[name]
-        parameter.data = parameter.data.to(value.dtype) if value.is_meta else value.to(parameter.device)
-        parameter.grad = None
     for name, flag in record.requires_grad.items():
         parameters[name].requires_grad_(flag)
     del owner._rosa
@@ -111,32 +122,19 @@ def is_patched(model: nn.Module) -> bool:
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What RoSA trains in a patched model, by full name within it: the RoAE weights and the trained norm weights.
+    """What the active adapter trains, by full name within the model: the RoAE weights and the trained norm weights.
+
+    The names are those of the plain model, whatever wraps it or its modules.
 
     Raises:
         ValueError: the model is not patched.
     """
-    owner, record = _patched(model)
-    own = {
-        f"{name}.{ADAPTER_NAME}.{weight}": parameter
-        for name in record.attentions
-        for weight, parameter in owner.get_submodule(f"{name}.{ADAPTER_NAME}").named_parameters()
-    }
-    return own | {name: owner.get_parameter(name) for name in record.norms}
-
-
-def adapter_config(model: nn.Module) -> RosaConfig:
-    """The configuration that the model was patched with.
-
-    Raises:
-        ValueError: the model is not patched.
-    """
-    return _patched(model)[1].config
+    return patched(model)[1].active_adapter.parameters()
 
 
 def base_name(model: nn.Module) -> str | None:
     """The name or path that the patched model was loaded from, as far as it has one."""
-    return getattr(getattr(_patched(model)[0], "config", None), "name_or_path", None) or None
+    return getattr(getattr(patched(model)[0], "config", None), "name_or_path", None) or None
 
 
 def describe_base(model: nn.Module) -> dict[str, int | str | bool]:
@@ -179,12 +177,18 @@ def print_trainable_parameters(model: nn.Module) -> None:
     print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {percent:.4f}")
 
 
-def _patched(model: nn.Module) -> tuple[nn.Module, Patch]:
-    """The patched model, which may stand inside wrappers such as DDP, and its record."""
-    for module in model.modules():
-        if "_rosa" in module.__dict__:
-            return module, module._rosa
-    raise ValueError(f"this {type(model).__name__} is not patched; call rosa.patch(model) first")
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile's, DDP's, DeepSpeed's or PEFT's wrappers: modules with one child."""
+    from transformers import PreTrainedModel  # takes seconds, and by now it has been imported
+
+    while not isinstance(model, PreTrainedModel) and len(children := list(model.children())) == 1:
+        (model,) = children
+    return model
+
+
+def _plain(name: str) -> str:
+    """A module's name without what wrappers put into it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def _adapted_sites(model: nn.Module, config: RosaConfig) -> list[RotarySite]:
@@ -216,19 +220,3 @@ def _make_adapters(sites: list[RotarySite], config: RosaConfig) -> list[RoAE]:
         adapter = RoAE(config, site.shape.hidden_size, heads, key_heads, layout, device)
         adapters.append(adapter.train(site.attention.training))
     return adapters
-
-
-def _widen(norm: nn.Module, dtype: torch.dtype) -> list[RemovableHandle]:
-    """Lets a 16-bit norm train in the adapter's dtype: in bfloat16 a step of 1e-3 on a weight of 1 rounds to none.
-
-    The output keeps the input's dtype, so the model computes what it did.
-    """
-    wide = torch.promote_types(norm.weight.dtype, dtype)
-    if wide == norm.weight.dtype or isinstance(norm, nn.LayerNorm):  # whose kernels want input and weight alike
-        return []
-    norm.weight.data = norm.weight.data.to(wide)
-    return [norm.register_forward_hook(_keep_dtype)]
-
-
-def _keep_dtype(norm: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-    return output.to(args[0].dtype)

@@ -121,8 +121,10 @@ def _serves(function: Callable) -> bool:
 
 def _hand_over(name: str, attention: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Forward pre-hook of an adapted attention module: puts an AdaptedCos where cos stood."""
+    adapter = getattr(attention, name, None)
+    if adapter is None:  # the adapter that is switched in leaves this module out
+        return args, kwargs
     hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    adapter = getattr(attention, name)
     if not torch.compiler.is_compiling():
         serve_adapters(type(attention))
     if "position_embeddings" in kwargs:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import rosa
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_a_fresh_model_with_the_adapter_is_the_model_that_was_saved(family, make
 
 def test_the_folder_holds_the_roae_weights_the_norms_and_a_readable_description(saved):
     model, folder = saved
-    assert sorted(os.listdir(folder)) == [CONFIG, WEIGHTS]
+    assert sorted(os.listdir(folder)) == [CARD, CONFIG, WEIGHTS]
     names = {n for n, p in model.named_parameters() if p.requires_grad}
     assert set(load_file(folder / WEIGHTS)) == names and len(names) == 4 * 6
     description = json.loads((folder / CONFIG).read_text())
