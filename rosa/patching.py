@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from torch import nn
 
@@ -63,8 +64,7 @@ def make_adapter(model: nn.Module, config: RosaConfig | None, adapter_name: str)
 
     sites = _adapted_sites(owner, config)
     modules = {_plain(site.name): module for site, module in zip(sites, _make_adapters(sites, config), strict=True)}
-    norms = {f"{_plain(name)}.weight": norm for site in sites for name, norm in site.layer.norms.items()}
-    norms = norms if config.train_norms else {}
+    norms = _trained_norms(sites) if config.train_norms else {}
     return Adapter(
         config,
         attentions={_plain(site.name): site.attention for site in sites},
@@ -205,6 +205,14 @@ def _adapted_sites(model: nn.Module, config: RosaConfig) -> list[RotarySite]:
         raise ValueError(f"layers names {without}, which have no rotary attention in {type(model).__name__}")
     chosen = {layers[i] for i in config.layers}
     return [site for site in sites if site.layer.name in chosen]
+
+
+def _trained_norms(sites: list[RotarySite]) -> dict[str, nn.Module]:
+    """The norms of the adapted layers by the full names of their weights; not those that share one, as the repeated
+    blocks of Zamba 2 do."""
+    norms = {f"{_plain(name)}.weight": norm for site in sites for name, norm in site.layer.norms.items()}
+    shared = Counter(id(norm.weight) for norm in norms.values())
+    return {name: norm for name, norm in norms.items() if shared[id(norm.weight)] == 1}
 
 
 def _make_adapters(sites: list[RotarySite], config: RosaConfig) -> list[RoAE]:

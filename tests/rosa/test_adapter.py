@@ -66,7 +66,7 @@ def test_the_folder_holds_the_roae_weights_the_norms_and_a_readable_description(
     assert description["format_version"] == 1 and description["config"]["rank"] == 4
     assert description["base"] == {
         "model_type": "qwen2", "layers": 4, "hidden_size": 32, "heads": 4, "key_heads": 2, "head_dim": 16,
-        "rotary_dim": 16, "interleaved": False,
+        "rotary_dim": 16, "interleaved": False, "columns": "first half", "sign": 1, "deinterleaves": False,
     }  # fmt: skip
 
 

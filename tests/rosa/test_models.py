@@ -1,17 +1,16 @@
 """Every causal-LM family of transformers: a tiny model of each supported one, patched, trained on and unpatched."""
 
 import contextlib
-import copy
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 import rosa
-from rosa.decoder import decoder_layers, rotary_functions
+from rosa.decoder import rotary_functions
 from rosa.probe import rotary_sites
 from rosa.rotary import family_function
-from tests.rosa.families import FAMILIES, PAGE, find, make_model, page
+from tests.rosa.families import FAMILIES, find, make_model
 
 FINDINGS = {family: find(family) for family in FAMILIES}
 SUPPORTED = [family for family, finding in FINDINGS.items() if finding.status == "supported"]
@@ -140,7 +139,7 @@ def test_a_patched_model_is_the_model_and_eq_2_to_4(family, ids):
     for name, gradient in ours.items():
         scale = theirs[name].abs().max() + 1e-6
         torch.testing.assert_close(
-            gradient / scale, theirs[name] / scale, atol=1e-3, rtol=0, msg=lambda m: f"{name}: {m}"
+            gradient / scale, theirs[name] / scale, atol=1e-3, rtol=0, msg=lambda m, name=name: f"{name}: {m}"
         )
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert ours.keys() <= trained and any(name.endswith("roae.gqa_up") or name.endswith("roae.up") for name in ours)
