@@ -302,7 +302,7 @@ def _refuse_without_rotary_attention(model: nn.Module) -> None:
     classes = dict.fromkeys(type(module) for module in model.modules())
     if any(rotary_functions(c) is not None for c in classes):
         return
-    inside = [c for c in classes if any("rotary" in name for name in getattr(_code(c), "co_names", ()))]
+    inside = [c for c in classes if _rotates_on_its_own(c)]
     if inside:
         raise UnsupportedModelError(
             f"{type(model).__name__} rotates inside {inside[0].__name__}, which is handed no position_embeddings (cos "
@@ -314,5 +314,7 @@ def _refuse_without_rotary_attention(model: nn.Module) -> None:
     )
 
 
-def _code(module_class: type[nn.Module]) -> Any:
-    return getattr(inspect.unwrap(module_class.forward), "__code__", None)
+def _rotates_on_its_own(module_class: type[nn.Module]) -> bool:
+    forward = inspect.unwrap(module_class.forward)
+    names = [name for name in getattr(getattr(forward, "__code__", None), "co_names", ()) if "rotary" in name]
+    return any(callable(forward.__globals__.get(name, getattr(module_class, name, None))) for name in names)

@@ -1,6 +1,6 @@
-"""A tiny model of every family in transformers' causal-LM mapping, and `docs/models.md`, which says what RoSA makes of it.
+"""A tiny model of every family that transformers maps to causal language models, and what RoSA makes of it.
 
-`python -m tests.rosa.families` writes the page; `test_models.py` checks every family and that the page is up to date.
+`python -m tests.rosa.families` writes `docs/models.md`; `test_models.py` checks every family, and the page.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ HYBRID = dict(layer_types=["linear_attention", "full_attention"] * 2)
 OWN_SIZES: dict[str, dict[str, Any]] = {
     "axk1": LATENT,
     "axk2": LATENT,
-    "bailing_hybrid": LATENT,
+    "bailing_hybrid": dict(LATENT, layer_types=["linear_attention", "full_attention"] * 2),
     "bamba": dict(attn_layer_indices=[1, 3]),
     "blt": dict(encoder_hash_byte_group_vocab=96),
     "blt_local_decoder": dict(hidden_size_global=64),
@@ -65,6 +65,7 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "deepseek_v3": LATENT,
     "deepseek_v32": LATENT,
     "dots1": dict(n_shared_experts=1),
+    "dots3_note_text": dict(LATENT, n_shared_experts=1, layer_types=["indexed_attention", "sliding_attention"] * 2),
     "falcon_h1": dict(mamba_d_ssm=128),
     "fuyu": dict(text_config=dict(model_type="persimmon", **TEXT), image_size=28, patch_size=14),
     "falcon": dict(head_dim=..., num_kv_heads=2, new_decoder_architecture=True),
@@ -86,7 +87,11 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
     "lfm2_moe": dict(layer_types=["conv", "full_attention"] * 2, num_dense_layers=1),
     "longcat_flash": LATENT,
     "minicpm3": LATENT,
-    "qwen4_exp_text": dict(layer_types=["linear_attention", "indexed_attention"] * 2),
+    "qwen4_exp_text": dict(
+        layer_types=["linear_attention", "indexed_attention"] * 2, indexer_n_heads=2, indexer_kv_heads=1,
+        indexer_head_dim=16, indexer_budget=8, indexer_compress_ratio=2, hc_lowrank=8, linear_key_head_dim=16,
+        linear_value_head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4,
+    ),
     "youtu": LATENT,
     "zamba2": dict(
         layer_types=["linear_attention", "hybrid"] * 2, hybrid_layer_ids=[1, 3], mamba_headdim=16, n_mamba_heads=8,
@@ -132,17 +137,21 @@ class Finding(NamedTuple):
 
 def find(family: str) -> Finding:
     """Builds the family's tiny model without values and probes it."""
+    problem = None
     try:
         model = make_model(family, "meta")
     except Exception as error:
-        return Finding(family, "not built", (_one_line(f"{type(error).__name__}: {error}"),))
+        problem = _one_line(f"{type(error).__name__}: {error}")
+        model = _default_model(family)
+        if model is None:
+            return Finding(family, "not built", (problem,))
     try:
         sites = rotary_sites(model)
     except rosa.UnsupportedModelError as error:
         return Finding(family, "refused", (_one_line(str(error)),))
     size = sum(p.numel() for p in model.parameters())
-    if size > PARAMETERS:
-        return Finding(family, "not built", (f"{size:,} parameters at the smallest size tried",))
+    if problem or size > PARAMETERS:
+        return Finding(family, "not built", (problem or f"{size:,} parameters at the smallest size tried",))
     layers = decoder_layers(model)
     adapted = len({site.layer.name for site in sites})
     layouts = dict.fromkeys(_layout(site.shape) for site in sites)
@@ -153,6 +162,15 @@ def find(family: str) -> Finding:
         "supported",
         (type(model).__name__, f"{adapted} of {len(layers)}", "; ".join(layouts), "norms" if by_norms else "adapter"),
     )
+
+
+def _default_model(family: str) -> nn.Module | None:
+    """A model of the family's default size, without values: enough to see why it is refused."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(CONFIG_MAPPING[family]())
+    except Exception:
+        return None
 
 
 def _layout(shape) -> str:
@@ -172,24 +190,32 @@ def page(findings: list[Finding]) -> str:
     """`docs/models.md`."""
     of = {status: [f for f in findings if f.status == status] for status in ("supported", "refused", "not built")}
     rows = "\n".join(f"| {f.family} | {' | '.join(f.words)} |" for f in of["supported"])
-    refused = "\n".join(f"| {f.family} | {f.words[0]} |" for f in of["refused"])
+    refused: dict[str, list[str]] = {}
+    for f in of["refused"]:
+        refused.setdefault(re.sub(r"^\w+For\w+|^\w+LMHeadModel|^\w+Decoder\b", "The model", f.words[0]), []).append(
+            f.family
+        )
+    refusals = "\n".join(f"| {reason} | {', '.join(families)} |" for reason, families in refused.items())
     missing = "\n".join(f"| {f.family} | {f.words[0]} |" for f in of["not built"])
     return f"""# Models
 
-Every family in the causal-LM mapping of transformers {transformers.__version__}, {len(findings)} in all, at tiny size:
-{len(of["supported"])} supported, {len(of["refused"])} refused, {len(of["not built"])} not built. Made by `python -m tests.rosa.families`.
+All {len(findings)} families that transformers {transformers.__version__} maps to causal language models, at tiny size:
+{len(of["supported"])} supported, {len(of["refused"])} refused, {len(of["not built"])} not built.
+Made by `python -m tests.rosa.families`.
 
-Nothing here is a list in the code: `rosa.patch` runs a blank twin of each attention module, watches which rotary function
-it calls and with what, and compares that function with RoPE in every known layout. `tests/rosa/test_models.py` trains
-each supported family: it computes bitwise what it computed before when freshly patched, something else once W_up is not
-zero, with the gradients of Eq. 2 to 4 written by hand, and exactly what it did after `rosa.unpatch`.
+No family is named in the code. `rosa.patch` runs a blank twin of each attention module, watches which rotary function
+it calls and with what, and compares that function with RoPE in every known layout. `tests/rosa/test_models.py` patches a
+tiny model of each supported family: it computes what it computed before, to float32 rounding, then something else once
+W_up is not zero; its gradients are those of Eq. 2 to 4 written by hand; layer selection ranks its layers; and after
+`rosa.unpatch` it computes bitwise what it did at first.
 
 ## Supported
 
-Layers: how many of the tiny model's decoder layers are adapted. The others have no rotary attention: state-space and
-linear-attention layers, cross-attention, and layers without position embeddings. Pairs: which elements of a head RoPE
-rotates together, and how many where it rotates a part. DLS score: "norms" is Eq. 5; "adapter" where the layers' norms have
-no weights to rank by (`DynamicLayerSelection(..., score="adapter")`).
+- layers: how many of the tiny model's decoder layers are adapted. The others have no rotary attention: state-space,
+  convolution and linear-attention layers, cross-attention, and layers without position embeddings.
+- pairs: which elements of a head RoPE rotates together, and how many of them where it rotates a part of the head.
+- DLS score: "norms" is Eq. 5; "adapter" where norms have no weights to rank layers by
+  (`DynamicLayerSelection(..., score="adapter")`).
 
 | family | class | layers | pairs | DLS score |
 | --- | --- | --- | --- | --- |
@@ -199,13 +225,13 @@ no weights to rank by (`DynamicLayerSelection(..., score="adapter")`).
 
 `rosa.patch` raises `rosa.UnsupportedModelError` with this reason, before anything has changed.
 
-| family | reason |
+| reason | families |
 | --- | --- |
-{refused}
+{refusals}
 
 ## Not built
 
-What the sizes of these tests do not build. `rosa.patch` may well take the real model, or say why it does not.
+What the tests do not build at tiny size. `rosa.patch` may well take the real model, or says why it does not.
 
 | family | what happened |
 | --- | --- |
