@@ -99,7 +99,7 @@ def load_adapter(
         if adapter.config != config:
             raise ValueError(f"this model is patched with {adapter.config}, the adapter in {source} has {config}")
         if adapter_name != record.active:
-            record.check_switchable()
+            record.check_switchable(model)
     else:
         adapter = make_adapter(model, config, adapter_name)
     mismatch = _mismatch(adapter.tensors(), tensors)

@@ -11,7 +11,7 @@ from rosa.config import RosaConfig
 from rosa.decoder import decoder_layers
 from rosa.errors import UnsupportedModelError
 from rosa.probe import RotarySite, rotary_sites
-from rosa.record import Adapter, Patch, patched, trained_weight
+from rosa.record import Adapter, Patch, check_not_sharded, patched, trained_weight
 from rosa.roae import RoAE
 
 # What wrappers inside a model put into names: torch.compile, activation checkpoints, FSDP1, and PEFT's tuners.
@@ -59,7 +59,7 @@ def make_adapter(model: nn.Module, config: RosaConfig | None, adapter_name: str)
                 f"this {type(model).__name__} is patched already; call rosa.unpatch(model) first, or add another "
                 f"adapter under another adapter_name than {adapter_name!r}"
             )
-        record.check_switchable()
+        record.check_switchable(model)
         base_weights = {name: weight.data for name, weight in record.active_adapter.weights.items()}
 
     sites = _adapted_sites(owner, config)
@@ -106,7 +106,7 @@ def unpatch(model: nn.Module) -> nn.Module:
             f"{renamed[0]} among them: undo what renamed them first (a PEFT model's `unload`, for example)"
         )
     record.check_enabled()
-    record.active_adapter.check_not_sharded()
+    check_not_sharded(model)
     record.active_adapter.detach()
     for hook in record.hooks:
         hook.remove()

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
 from rosa.config import RosaConfig
@@ -89,15 +91,6 @@ class Adapter:
             self._exchange(self.weights)
             self.weights = base
 
-    def check_not_sharded(self) -> None:
-        """Raises ValueError where a parameter is spread over several processes."""
-        for name, parameter in self.parameters().items():
-            if hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id"):  # FSDP2, and ZeRO-3 of DeepSpeed
-                raise ValueError(
-                    f"{name} is sharded over several processes, where adapters cannot be switched: do it before the "
-                    "model is sharded, or use a second model"
-                )
-
     def check_base_known(self) -> None:
         """Raises ValueError where the values that the norms had before are not known."""
         for name, norm in self.norms.items():
@@ -173,10 +166,10 @@ class Patch:
         self.active = name
         self.active_adapter.attach()
 
-    def check_switchable(self) -> None:
+    def check_switchable(self, model: nn.Module) -> None:
         """Raises ValueError where the active adapter cannot be switched."""
         self.check_enabled()
-        self.active_adapter.check_not_sharded()
+        check_not_sharded(model)
         self.active_adapter.check_base_known()
 
     def check_enabled(self) -> None:
@@ -200,6 +193,17 @@ def patched(model: nn.Module) -> tuple[nn.Module, Patch]:
         if "_rosa" in module.__dict__:
             return module, module._rosa
     raise ValueError(f"this {type(model).__name__} is not patched; call rosa.patch(model) first")
+
+
+def check_not_sharded(model: nn.Module) -> None:
+    """Raises ValueError where FSDP or DeepSpeed's ZeRO-3 spreads the parameters over several processes."""
+    fsdp = any(isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in model.modules())
+    # Of a module inside a sharded one, the parameters alone tell; ZeRO-3 marks them with `ds_id`.
+    if fsdp or any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters()):
+        raise ValueError(
+            f"this {type(model).__name__} is sharded over several processes, where adapters cannot be switched: do it "
+            "before the model is sharded, or use a second model"
+        )
 
 
 def trained_weight(norm: nn.Module, base: Tensor, dtype: torch.dtype) -> NormWeight:

@@ -17,7 +17,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from rosa import parallel
 from rosa.decoder import DecoderLayer, decoder_layers
 from rosa.errors import UnsupportedModelError
-from rosa.patching import trainable_parameters
+from rosa.patching import is_patched, trainable_parameters
+from rosa.record import patched
 
 MODES = ("skip", "mask")
 SCORES = ("norms", "adapter")
@@ -110,6 +111,7 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         _check(optimizer, k_ratio, interval, warmup_steps, p_exploit, mode, score, seed)
         self.optimizer = optimizer
         super().__setstate__({})  # hooks and profiling; Optimizer.__init__ would also build param_groups of its own
+        self._adapter = patched(model)[1].active_adapter if is_patched(model) else None
         self.interval, self.warmup_steps, self.p_exploit, self.mode = interval, warmup_steps, p_exploit, mode
         self.score = score
         self._model, self._held = model, []
@@ -151,9 +153,15 @@ class DynamicLayerSelection(torch.optim.Optimizer):
 
         Raises:
             FloatingPointError: the gradient of a norm is not finite at a selection step. Nothing was changed.
-            RuntimeError: no norm has a gradient at a selection step. Nothing was changed.
+            RuntimeError: no norm has a gradient at a selection step, or the adapter that this optimizer was built for
+                is not in the model: another one was switched in, or it is disabled. Nothing was changed.
             ValueError: the ranks of several processes were given other arguments. Nothing was changed.
         """
+        if self._adapter is not None and not self._adapter.attached:
+            raise RuntimeError(
+                "this optimizer was built for an adapter that is not in the model now, and would move the norms of the "
+                "one that is: switch back with rosa.set_adapter, or leave `rosa.disabled`, before step()"
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -382,7 +390,8 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         return getattr(self.optimizer, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__  # Optimizer's own takes what only the wrapped optimizer has
+        # Optimizer's own takes what only the wrapped optimizer has. A copy would copy the adapter too.
+        return {**self.__dict__, "_adapter": None}
 
     def __repr__(self) -> str:
         return f"DynamicLayerSelection(k={self.k} of {self.num_layers}, mode={self.mode!r}, {self.optimizer!r})"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from rosa.record import patched
+from rosa.record import check_not_sharded, patched
 
 
 def adapter_names(model: nn.Module) -> list[str]:
@@ -45,7 +45,7 @@ def set_adapter(model: nn.Module, adapter_name: str) -> None:
     """
     record = patched(model)[1]
     record.adapter(adapter_name)
-    record.check_switchable()
+    record.check_switchable(model)
     if adapter_name != record.active:
         record.switch(adapter_name)
 
@@ -81,7 +81,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     if not adapter.attached:
         yield model
         return
-    adapter.check_not_sharded()
+    check_not_sharded(model)
     adapter.check_base_known()
     with adapter.silenced():
         yield model

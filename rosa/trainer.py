@@ -19,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from rosa.adapter import load_adapter, save_adapter
 from rosa.patching import is_patched, trainable_parameters
 from rosa.selection import DynamicLayerSelection
+from rosa.switching import active_adapter
 
 
 class RosaTrainer(Trainer):
@@ -125,10 +126,11 @@ class RosaTrainer(Trainer):
         torch.save(self.args, os.path.join(output_dir, TRAINING_ARGS_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_adapter(self.model if model is None else model, resume_from_checkpoint)
+        model = self.model if model is None else model
+        load_adapter(model, resume_from_checkpoint, active_adapter(model))
 
     def _load_best_model(self) -> None:
-        load_adapter(self.model, self.state.best_model_checkpoint)
+        load_adapter(self.model, self.state.best_model_checkpoint, active_adapter(self.model))
 
 
 def _has_reentrant_checkpoints(model: nn.Module) -> bool:
