@@ -6,6 +6,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
@@ -22,6 +23,7 @@ FAMILIES = {
     "gemma2": Gemma2Config,
     "mistral": MistralConfig,
 }
+CONFIGS = FAMILIES | {"gemma3": Gemma3TextConfig}  # what make_model makes, beyond the families that each test runs on
 
 
 def make_model(family="qwen2", *, dtype=torch.float32, seed=0, **changes):
@@ -31,7 +33,7 @@ def make_model(family="qwen2", *, dtype=torch.float32, seed=0, **changes):
         num_key_value_heads=2, head_dim=16, max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     set_seed(seed)
-    return AutoModelForCausalLM.from_config(FAMILIES[family](**sizes | changes)).to(dtype)
+    return AutoModelForCausalLM.from_config(CONFIGS[family](**sizes | changes)).to(dtype)
 
 
 def stir(model):
