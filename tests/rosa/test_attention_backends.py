@@ -1,4 +1,4 @@
-"""Attention back ends: eager, sdpa, flex_attention and FlashAttention compute the same with RoSA, and train it alike."""
+"""Attention back ends: eager, sdpa, flex_attention and FlashAttention compute the same with RoSA and train it alike."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
-"""`generate` with a patched model, every cache and every way to decode: the tokens are those of decoding by hand, without
-a cache, one text at a time."""
+"""`generate` with a patched model, every cache and every way to decode: the tokens are those of decoding by hand,
+without a cache, one text at a time."""
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ CONFIG = rosa.RosaConfig(rank=4, r_low=1.0, alpha=1.0)  # strong enough to chang
 
 
 FAMILIES = {
-    # Wide weights keep the two best tokens apart, so that rounding cannot decide. Gemma's embeddings, which are its output
-    # weights too and enter scaled, would at this width only repeat the last token.
+    # Wide weights keep the two best tokens apart, so that rounding cannot decide. Gemma's embeddings, which enter
+    # scaled and are its output weights too, would at this width only repeat the last token.
     "llama": dict(initializer_range=0.3),
     "qwen3": dict(initializer_range=0.3),
     "mistral": dict(initializer_range=0.3, sliding_window=6),  # shorter than the texts

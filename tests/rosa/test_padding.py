@@ -1,4 +1,4 @@
-"""A token's output does not depend on how its text is batched: alone, padded right or left, or packed without padding."""
+"""A token's output does not depend on how its text is batched: alone, padded right or left, or packed unpadded."""
 
 import pytest
 import torch
