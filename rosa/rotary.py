@@ -24,11 +24,15 @@ from rosa.errors import UnsupportedModelError
 
 
 class AdaptedCos(NamedTuple):
-    """What the rotary function of an adapted attention module is handed in place of cos."""
+    """What the rotary function of an adapted attention module is handed in place of cos.
+
+    `adapter` gives the adapter, and is not the module itself: accelerate's hooks, which device maps and offloading put
+    around attention, move all that can be moved in what attention is handed.
+    """
 
     cos: Tensor
     hidden_states: Tensor
-    adapter: nn.Module
+    adapter: Callable[[], nn.Module]
 
 
 class RotaryLayout(NamedTuple):
@@ -121,10 +125,10 @@ def _serves(function: Callable) -> bool:
 
 def _hand_over(name: str, attention: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Forward pre-hook of an adapted attention module: puts an AdaptedCos where cos stood."""
-    adapter = getattr(attention, name, None)
-    if adapter is None:  # the adapter that is switched in leaves this module out
+    if getattr(attention, name, None) is None:  # the adapter that is switched in leaves this module out
         return args, kwargs
     hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    adapter = functools.partial(getattr, attention, name)
     if not torch.compiler.is_compiling():
         serve_adapters(type(attention))
     if "position_embeddings" in kwargs:
@@ -181,7 +185,7 @@ def _serve_adapters(original: Callable) -> Callable:
         if sequence_first:
             states = [x.transpose(1, 2) for x in states]
         one = len(states) == 1
-        rotated = (adapter.rotate_one if one else adapter)(*states, cos, sin, hidden_states)
+        rotated = (adapter().rotate_one if one else adapter())(*states, cos, sin, hidden_states)
         rotated = (rotated,) if one else rotated
         if sequence_first:
             rotated = tuple(x.transpose(1, 2) for x in rotated)
