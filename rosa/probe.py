@@ -7,6 +7,7 @@ and compared with RoPE in every known layout. Nothing is read off the family's n
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -88,21 +89,21 @@ def probe(model: nn.Module, name: str, attention: nn.Module) -> RotaryShape | No
     layer_type = _layer_type(attention)
     if layer_type in _types_without_rotation(attention):
         return None
-    cos = _cos(model, name, attention, layer_type)
-    watched = _watch(model, name, attention, cos)
+    embeddings = _position_embeddings(model, name, attention, layer_type)
+    watched = _watch(model, name, attention, embeddings)
     if not watched:
         return None
-    function, (states, adapted, _, sequence_first) = watched[0]
-    pairs = states if len(states) == 2 else [w.call.states[0] for w in watched[:2]]
-    heads = [x.shape[2 if sequence_first else 1] for x in pairs]
-    head_dim = states[0].shape[-1]
-    layout = _layout(function, watched[0].call, head_dim, cos.shape[-1])
+    function, call = watched[0]
+    cos, head_dim = call.adapted.cos, call.states[0].shape[-1]
+    layout = _layout(function, call, head_dim, cos)
     if layout is None:
         raise UnsupportedModelError(
             f"{_described(attention)}: its {function.__name__} fits no known layout for heads of {head_dim} and cos "
             f"{cos.shape[-1]} wide (pairs i, i + R / 2 or 2i, 2i + 1)"
         )
-    return RotaryShape(adapted.hidden_states.shape[-1], heads[0], heads[1] if len(heads) == 2 else 0, head_dim, layout)
+    rotated = call.states if len(call.states) == 2 else [one.call.states[0] for one in watched]
+    heads, *key_heads = (layout.heads_first(x).shape[1] for x in rotated)
+    return RotaryShape(call.adapted.hidden_states.shape[-1], heads, key_heads[0] if key_heads else 0, head_dim, layout)
 
 
 def _layer_type(attention: nn.Module) -> str | None:
@@ -116,8 +117,11 @@ def _types_without_rotation(attention: nn.Module) -> list[str]:
     return [layer_type for layer_type, own in parameters.items() if own is None]
 
 
-def _cos(model: nn.Module, name: str, attention: nn.Module, layer_type: str | None) -> Tensor:
-    """cos as the model gives it to this attention module, from the nearest rotary embedding above it."""
+def _position_embeddings(
+    model: nn.Module, name: str, attention: nn.Module, layer_type: str | None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """(cos, sin) or cos + i sin as the model gives it to this attention module, from the nearest rotary embedding above
+    it."""
     for depth in range(name.count("."), -1, -1):
         above = model.get_submodule(".".join(name.split(".")[:depth]))
         embeddings = [m for m in above.modules() if _frequencies(m) is not None]
@@ -127,54 +131,55 @@ def _cos(model: nn.Module, name: str, attention: nn.Module, layer_type: str | No
         raise UnsupportedModelError(f"{_described(attention)}: {type(model).__name__} has no rotary embedding above it")
     rotary = embeddings[0]
     device = _frequencies(rotary).device
-    arguments = {
-        "x": torch.empty(1, TOKENS, 1, device=device),
-        "position_ids": torch.arange(TOKENS, device=device)[None],
-    }
+    positions = torch.arange(TOKENS, device=device)[None]
+    arguments = {"x": torch.empty(1, TOKENS, 1, device=device), "position_ids": positions}
     if "layer_type" in inspect.signature(rotary.forward).parameters:
         arguments["layer_type"] = layer_type
     try:
         with torch.no_grad():
-            cos_and_sin = rotary(**arguments)
+            return rotary(**arguments)
     except Exception as error:
         raise UnsupportedModelError(
-            f"{_described(attention)}: its {type(rotary).__name__} cannot be followed ({type(error).__name__}: {error})"
+            f"{_described(attention)}: its {type(rotary).__name__} gives no cos and sin for layers of type "
+            f"{layer_type} ({type(error).__name__}: {error})"
         ) from error
-    if not (isinstance(cos_and_sin, tuple) and len(cos_and_sin) == 2):
-        raise UnsupportedModelError(
-            f"{_described(attention)}: its {type(rotary).__name__} gives {_kind(cos_and_sin)}, RoSA works on (cos, sin)"
-        )
-    return cos_and_sin[0]
 
 
 def _frequencies(module: nn.Module) -> Tensor | None:
     return next((buffer for name, buffer in module.named_buffers(recurse=False) if "inv_freq" in name), None)
 
 
-def _kind(value: Any) -> str:
-    return f"one {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _watch(model: nn.Module, name: str, attention: nn.Module, cos: Tensor) -> list[_Watched]:
+def _watch(
+    model: nn.Module, name: str, attention: nn.Module, embeddings: Tensor | tuple[Tensor, Tensor]
+) -> list[_Watched]:
     """The calls that a twin of the module makes of its rotary functions: one of queries and keys, or one of each."""
     watched: list[_Watched] = []
     errors: list[Exception] = []
     with _watching(type(attention), watched), torch.no_grad():
-        for device in ("meta", "cpu"):  # a mixture of experts within attention needs values to route by
-            twin = _twin(attention, _config(model, name), device)
-            for hidden_size in _widths(twin):
-                try:
-                    twin(**_arguments(twin, hidden_size, torch.ones(cos.shape, device=device)))
+        for twin, arguments in _attempts(model, name, attention, embeddings):
+            try:
+                twin(**arguments)
+                return watched
+            except _SeenEnough:
+                return watched
+            except Exception as error:
+                if watched:  # queries were seen; this layer's keys come from another layer
                     return watched
-                except _SeenEnough:
-                    return watched
-                except Exception as error:
-                    if watched:  # queries were seen; this layer's keys come from another layer
-                        return watched
-                    errors.append(error)
+                errors.append(error)
     raise UnsupportedModelError(
         f"{_described(attention)}: its forward cannot be followed ({type(errors[0]).__name__}: {errors[0]})"
     )
+
+
+def _attempts(
+    model: nn.Module, name: str, attention: nn.Module, embeddings: Tensor | tuple[Tensor, Tensor]
+) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
+    """Twins and arguments for their forward, until one is followed: indexers of sparse attention want a mask, and they
+    and mixtures of experts within attention want values to choose by, which the meta device has not."""
+    for device in ("meta", "cpu"):
+        twin = _twin(attention, _config(model, name), device)
+        for hidden_size, masked in itertools.product(_widths(twin), (False, True)):
+            yield twin, _arguments(twin, hidden_size, _blank(embeddings, device), masked, device)
 
 
 @contextmanager
@@ -239,20 +244,28 @@ def _model_width(twin: nn.Module) -> list[int]:
     return [] if width is None else [width]
 
 
-def _arguments(twin: nn.Module, hidden_size: int, cos: Tensor) -> dict[str, Any]:
-    needed = [
-        p.name
-        for p in inspect.signature(twin.forward).parameters.values()
-        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
-    ]
-    hidden_states = torch.zeros(1, TOKENS, hidden_size, device=cos.device, dtype=next(twin.parameters()).dtype)
-    return dict.fromkeys(needed) | {"hidden_states": hidden_states, "position_embeddings": (cos, cos)}
+def _blank(embeddings: Tensor | tuple[Tensor, Tensor], device: str) -> Tensor | tuple[Tensor, Tensor]:
+    if isinstance(embeddings, Tensor):
+        return torch.ones(embeddings.shape, device=device, dtype=embeddings.dtype)
+    return tuple(_blank(one, device) for one in embeddings)
 
 
-def _layout(function: Callable, call: RotaryCall, head_dim: int, width: int) -> RotaryLayout | None:
-    """The known layout in which the function does RoPE, with cos of this width, called as the module called it."""
+def _arguments(
+    twin: nn.Module, hidden_size: int, embeddings: Tensor | tuple[Tensor, Tensor], masked: bool, device: str
+) -> dict[str, Any]:
+    parameters = inspect.signature(twin.forward).parameters
+    needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    hidden_states = torch.zeros(1, TOKENS, hidden_size, device=device, dtype=next(twin.parameters()).dtype)
+    arguments = dict.fromkeys(needed) | {"hidden_states": hidden_states, "position_embeddings": embeddings}
+    if masked and "attention_mask" in parameters:
+        arguments["attention_mask"] = torch.zeros(1, 1, TOKENS, TOKENS, device=device)
+    return arguments
+
+
+def _layout(function: Callable, call: RotaryCall, head_dim: int, cos: Tensor) -> RotaryLayout | None:
+    """The known layout in which the function does RoPE, with such a cos, called as the module called it."""
     generator = torch.Generator("cpu").manual_seed(0)
-    for layout in _known_layouts(width):
+    for layout in _known_layouts(call, cos):
         if layout.rotary_dim > head_dim or (layout.deinterleaves and layout.rotary_dim != head_dim):
             continue
         q, k = torch.randn(2, 1, 2, TOKENS, head_dim, generator=generator, device="cpu")
@@ -262,36 +275,39 @@ def _layout(function: Callable, call: RotaryCall, head_dim: int, width: int) -> 
     return None
 
 
-def _known_layouts(width: int) -> Iterator[RotaryLayout]:
+def _known_layouts(call: RotaryCall, cos: Tensor) -> Iterator[RotaryLayout]:
+    width = cos.shape[-1]
     for sign in (1, -1):
-        yield RotaryLayout(width, False, "first half", sign)
-        yield RotaryLayout(width, True, "even", sign)
-        yield RotaryLayout(width, True, "first half", sign)
-        yield RotaryLayout(width, False, "first half", sign, deinterleaves=True)
-        yield RotaryLayout(2 * width, False, "all", sign)
-        yield RotaryLayout(2 * width, True, "all", sign)
+        if cos.is_complex():
+            yield RotaryLayout(2 * width, True, "complex", sign)
+            yield RotaryLayout(2 * width, True, "complex", sign, sequence_first=True)
+            continue
+        sequence_first = call.options.get("unsqueeze_dim", 1) == 2
+        yield RotaryLayout(width, False, "first half", sign, sequence_first=sequence_first)
+        yield RotaryLayout(width, True, "even", sign, sequence_first=sequence_first)
+        yield RotaryLayout(width, True, "first half", sign, sequence_first=sequence_first)
+        yield RotaryLayout(width, False, "first half", sign, deinterleaves=True, sequence_first=sequence_first)
+        yield RotaryLayout(2 * width, False, "all", sign, sequence_first=sequence_first)
+        yield RotaryLayout(2 * width, True, "all", sign, sequence_first=sequence_first)
 
 
 def _agrees(function, call: RotaryCall, layout: RotaryLayout, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether the family's function does what RoPE in this layout does; `cos` and `sin` have one column a pair."""
-
-    def rotated(*states: Tensor) -> tuple[Tensor, ...]:
-        if not call.sequence_first:
-            return function(*states, layout.widen(cos), layout.widen(sin))
-        turned = [x.transpose(1, 2) for x in states]
-        out = function(*turned, layout.widen(cos), layout.widen(sin), unsqueeze_dim=2)
-        return tuple(x.transpose(1, 2) for x in out) if len(states) == 2 else out.transpose(1, 2)
-
+    rotary, turn = layout.widen(cos, sin), layout.heads_first
     try:
-        theirs = rotated(q.clone(), k.clone()) if len(call.states) == 2 else (rotated(q), rotated(k))
+        if len(call.states) == 2:
+            theirs = function(turn(q), turn(k), *rotary, **call.options)
+        else:
+            theirs = [function(turn(x), *rotary, **call.options) for x in (q, k)]
     except (RuntimeError, IndexError, TypeError, ValueError):
         return False  # cos of this width does not fit the function
     silent = q.new_zeros(1, TOKENS, q.shape[1] * 2)
     ours = rope_roae_reference(
-        layout.arrange(q), layout.arrange(k), cos, layout.sign * sin, silent,
+        layout.arrange(q), layout.arrange(k), *layout.pairwise(*rotary, *(None,) * (2 - len(rotary))), silent,
         alpha=0.0, interleaved=layout.interleaved, rotary_dim=layout.rotary_dim,
     )  # fmt: skip
-    return all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5) for a, b in zip(theirs, ours, strict=True))
+    pairs = zip(map(turn, theirs), ours, strict=True)
+    return all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5) for a, b in pairs)
 
 
 def _described(attention: nn.Module) -> str:

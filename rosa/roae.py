@@ -63,37 +63,42 @@ class RoAE(nn.Module):
             if weight is not None:
                 nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
 
-    def forward(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor | None, hidden_states: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Enhanced queries and keys.
 
         Args:
             q, k (Tensor): queries `[batch, heads, seq, head_dim]` and keys `[batch, key_heads, seq, head_dim]`, before
-                rotation.
-            cos, sin (Tensor): as the model gives them to its rotary function.
+                rotation; sequence before heads where the layout says so.
+            cos, sin (Tensor): as the model gives them to its rotary function; sin is None where cos is cos + i sin.
             hidden_states (Tensor): H, the attention module's input, `[batch, seq, hidden_size]`.
 
         Returns:
             q and k after rotation, enhanced; shapes, dtypes and layouts as given.
         """
-        return roae(
-            self.layout.arrange(q), self.layout.arrange(k), *self._rotary(cos, sin),
+        turn = self.layout.heads_first
+        q, k = roae(
+            self._arranged(q), self._arranged(k), *self.layout.pairwise(cos, sin),
             hidden_states, self.down, self.up, self.gqa_down, self.gqa_up, **self._options,
         )  # fmt: skip
+        return turn(q), turn(k)
 
     def rotate_one(self, x: Tensor, cos: Tensor, sin: Tensor, hidden_states: Tensor) -> Tensor:
-        """As `forward` for queries or keys alone, `[batch, heads or key_heads, seq, head_dim]`, in families that rotate
-        them one at a time; where there are as many of both, they are enhanced alike."""
+        """As `forward` for queries or keys alone, in families that rotate them one at a time; they are told apart by
+        their number of heads, and where that is the same, they are enhanced alike."""
         U, S_K = signals(hidden_states.to(x.dtype), self.down, self.up, self.gqa_down, self.gqa_up)
-        x = self.layout.arrange(x)
+        x = self._arranged(x)
         nothing = x[:, :0]
+        rotary = self.layout.pairwise(cos, sin)
         if x.shape[1] == self.heads:
-            return rope_roae(x, nothing, *self._rotary(cos, sin), U, U[..., :0], **self._options)[0]
-        return rope_roae(nothing, x, *self._rotary(cos, sin), U[..., :0], S_K, **self._options)[1]
+            x, _ = rope_roae(x, nothing, *rotary, U, U[..., :0], **self._options)
+        else:
+            _, x = rope_roae(nothing, x, *rotary, U[..., :0], S_K, **self._options)
+        return self.layout.heads_first(x)
 
-    def _rotary(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin with one column a pair, for RoPE in its usual direction."""
-        cos, sin = self.layout.pairwise(cos), self.layout.pairwise(sin)
-        return cos, sin if self.layout.sign == 1 else -sin
+    def _arranged(self, x: Tensor) -> Tensor:
+        return self.layout.arrange(self.layout.heads_first(x))
 
     @property
     def _options(self) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Attaches a rotary adapter to a Hugging Face attention module: the part that knows no particular adapter.
 
 A rotary adapter is a module called as `adapter(q, k, cos, sin, hidden_states) -> (q, k)` in place of the model family's
-own rotary function, or as `adapter.rotate_one(x, cos, sin, hidden_states) -> x` where the family rotates queries and
-keys one at a time. A hook of the attention module puts an `AdaptedCos` where cos stood; the family's function, replaced
-by one made by `_serve_adapters`, calls the adapter when it is handed one and the original for everything else, so
-models that are not adapted are untouched. There is no global state.
+own rotary function, with what that was called with: its `RotaryLayout` tells how to read it. Where the family rotates
+queries and keys one at a time, `adapter.rotate_one(x, cos, sin, hidden_states) -> x` is called. A hook of the attention
+module puts an `AdaptedCos` where cos stood; the family's function, replaced by one made by `_serve_adapters`, calls the
+adapter when it is handed one and the original for everything else, so models that are not adapted are untouched. There
+is no global state.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from rosa.errors import UnsupportedModelError
 
 
 class AdaptedCos(NamedTuple):
-    """What the rotary function of an adapted attention module is handed in place of cos.
+    """What the rotary function of an adapted attention module is handed in place of cos, or of the complex cos + i sin
+    that some families have.
 
     `adapter` gives the adapter, and is not the module itself: accelerate's hooks, which device maps and offloading put
     around attention, move all that can be moved in what attention is handed.
@@ -34,39 +36,59 @@ class AdaptedCos(NamedTuple):
     hidden_states: Tensor
     adapter: Callable[[], nn.Module]
 
+    def to(self, device: torch.device) -> AdaptedCos:
+        """What attention modules do to a complex cos + i sin before they rotate."""
+        return self._replace(cos=self.cos.to(device))
+
 
 class RotaryLayout(NamedTuple):
     """How a family's rotary function pairs the elements of a head and reads cos and sin.
 
     `columns` says which columns of cos hold the value of each pair: all of them (cos is half as wide as the head's
-    rotary part), the first half, or the even ones. `sign` is that of sin: -1 where the family rotates the other way.
-    `deinterleaves`: the function takes elements 2i and 2i + 1 as a pair and leaves them at i and i + R / 2, as
-    DeepSeek's does; `interleaved` is False then.
+    rotary part), the first half, or the even ones; "complex" is all of them, of cos + i sin. `sign` is that of sin: -1
+    where the family rotates the other way. `deinterleaves`: the function takes elements 2i and 2i + 1 as a pair and
+    leaves them at i and i + R / 2, as DeepSeek's does; `interleaved` is False then. `sequence_first`: it is handed
+    queries and keys `[batch, seq, heads, head_dim]`.
     """
 
     rotary_dim: int
     interleaved: bool
-    columns: Literal["all", "first half", "even"]
+    columns: Literal["all", "first half", "even", "complex"]
     sign: Literal[1, -1] = 1
     deinterleaves: bool = False
+    sequence_first: bool = False
 
-    def pairwise(self, t: Tensor) -> Tensor:
-        """cos or sin as the model gives it, `[..., width]`, with one column a pair, `[..., rotary_dim / 2]`; a view."""
-        expected = self.rotary_dim // 2 if self.columns == "all" else self.rotary_dim
-        if t.shape[-1] != expected:
+    def pairwise(self, cos: Tensor, sin: Tensor | None) -> tuple[Tensor, Tensor]:
+        """cos and sin as the model gives them, `[..., width]`, with one column a pair, `[..., rotary_dim / 2]`; views,
+        where the sign is 1."""
+        expected = self.rotary_dim if self.columns in ("first half", "even") else self.rotary_dim // 2
+        if cos.shape[-1] != expected:
             raise UnsupportedModelError(
-                f"the model gave its rotary function a cos or sin {t.shape[-1]} wide; when it was patched, {expected} "
-                f"was found to fit ({self})"
+                f"the model gave its rotary function a cos or sin {cos.shape[-1]} wide; when it was patched, "
+                f"{expected} was found to fit ({self})"
             )
-        if self.columns == "all":
-            return t
-        return t[..., ::2] if self.columns == "even" else t[..., : self.rotary_dim // 2]
+        if self.columns == "complex":
+            cos, sin = cos.real, cos.imag
+        elif self.columns == "even":
+            cos, sin = cos[..., ::2], sin[..., ::2]
+        elif self.columns == "first half":
+            cos, sin = cos[..., : self.rotary_dim // 2], sin[..., : self.rotary_dim // 2]
+        return cos, sin if self.sign == 1 else -sin
 
-    def widen(self, t: Tensor) -> Tensor:
-        """The inverse of `pairwise`."""
-        if self.columns == "all":
-            return t
-        return t.repeat_interleave(2, dim=-1) if self.columns == "even" else torch.cat((t, t), dim=-1)
+    def widen(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        """The inverse of `pairwise`: the arguments of the family's rotary function after queries and keys."""
+        if self.columns == "complex":
+            return (torch.complex(cos, self.sign * sin),)
+        cos, sin = cos, self.sign * sin
+        if self.columns == "even":
+            return cos.repeat_interleave(2, dim=-1), sin.repeat_interleave(2, dim=-1)
+        if self.columns == "first half":
+            return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
+        return cos, sin
+
+    def heads_first(self, x: Tensor) -> Tensor:
+        """Queries or keys as the function is handed them, `[batch, heads, seq, head_dim]`; its own inverse."""
+        return x.transpose(1, 2) if self.sequence_first else x
 
     def arrange(self, x: Tensor) -> Tensor:
         """Queries or keys `[..., head_dim]` with their pairs where the function leaves them."""
@@ -74,13 +96,13 @@ class RotaryLayout(NamedTuple):
 
 
 class RotaryCall(NamedTuple):
-    """A call of a rotary function: queries and keys, or one of them, `[batch, heads, seq, head_dim]`, and with
-    `sequence_first` `[batch, seq, heads, head_dim]`."""
+    """A call of a family's rotary function: queries and keys, or one of the two, as the family lays them out; cos or
+    cos + i sin, and sin where it comes apart; and the rest by name."""
 
     states: list[Tensor]
     adapted: AdaptedCos
-    sin: Tensor
-    sequence_first: bool
+    sin: Tensor | None
+    options: dict[str, Any]
 
 
 def attach(attention: nn.Module, name: str, adapter: nn.Module) -> list[RemovableHandle]:
@@ -131,18 +153,24 @@ def _hand_over(name: str, attention: nn.Module, args: tuple, kwargs: dict) -> tu
     adapter = functools.partial(getattr, attention, name)
     if not torch.compiler.is_compiling():
         serve_adapters(type(attention))
-    if "position_embeddings" in kwargs:
-        cos, sin = kwargs["position_embeddings"]
-        return args, {**kwargs, "position_embeddings": (AdaptedCos(cos, hidden_states, adapter), sin)}
     at = _position_of_embeddings(type(attention))
-    cos, sin = args[at]
-    return (*args[:at], (AdaptedCos(cos, hidden_states, adapter), sin), *args[at + 1 :]), kwargs
+    embeddings = kwargs["position_embeddings"] if "position_embeddings" in kwargs else args[at]
+    if isinstance(embeddings, Tensor):
+        embeddings = AdaptedCos(embeddings, hidden_states, adapter)
+    else:
+        cos, sin = embeddings
+        embeddings = (AdaptedCos(cos, hidden_states, adapter), sin)
+    if "position_embeddings" in kwargs:
+        return args, {**kwargs, "position_embeddings": embeddings}
+    return (*args[:at], embeddings, *args[at + 1 :]), kwargs
 
 
 def _hand_back(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Forward pre-hook of a rotary module within an adapted attention module: cos as the model gave it."""
 
     def own(value: Any) -> Any:
+        if isinstance(value, AdaptedCos):
+            return value.cos
         adapted = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], AdaptedCos)
         return (value[0].cos, value[1]) if adapted else value
 
@@ -164,13 +192,13 @@ def read_call(function: Callable, args: tuple, kwargs: dict) -> RotaryCall | Non
     at = next((i for i, value in enumerate(args) if isinstance(value, AdaptedCos)), None)
     if at is None:
         return None
-    *states, adapted, sin = args[: at + 2]
-    if at not in (1, 2) or len(args) != at + 2 or not kwargs.keys() <= {"unsqueeze_dim"}:
+    states, adapted, rest = list(args[:at]), args[at], args[at + 1 :]
+    if at not in (1, 2) or len(rest) > 1 or not kwargs.keys() <= {"unsqueeze_dim"}:
         raise UnsupportedModelError(
             f"{function.__module__} calls {function.__name__} with {len(args)} arguments, and by name "
-            f"{list(kwargs)}: RoSA knows (q, k, cos, sin) and (x, cos, sin), with or without unsqueeze_dim"
+            f"{list(kwargs)}: RoSA knows (q, k, cos, sin), (x, cos, sin) and (q, k, cos + i sin), and unsqueeze_dim"
         )
-    return RotaryCall(states, adapted, sin, sequence_first=kwargs.get("unsqueeze_dim", 1) == 2)
+    return RotaryCall(states, adapted, rest[0] if rest else None, kwargs)
 
 
 def _serve_adapters(original: Callable) -> Callable:
@@ -181,15 +209,9 @@ def _serve_adapters(original: Callable) -> Callable:
         call = read_call(original, args, kwargs)
         if call is None:
             return original(*args, **kwargs)
-        states, (cos, hidden_states, adapter), sin, sequence_first = call
-        if sequence_first:
-            states = [x.transpose(1, 2) for x in states]
-        one = len(states) == 1
-        rotated = (adapter().rotate_one if one else adapter())(*states, cos, sin, hidden_states)
-        rotated = (rotated,) if one else rotated
-        if sequence_first:
-            rotated = tuple(x.transpose(1, 2) for x in rotated)
-        return rotated[0] if one else rotated
+        states, (cos, hidden_states, adapter), sin, _ = call
+        rotary = adapter()
+        return (rotary if len(states) == 2 else rotary.rotate_one)(*states, cos, sin, hidden_states)
 
     rotate.serves_rotary_adapters = rotate
     return rotate

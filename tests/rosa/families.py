@@ -177,7 +177,8 @@ def _layout(shape) -> str:
     layout = shape.layout
     pairs = "2i, 2i + 1" if layout.interleaved or layout.deinterleaves else "i, i + R/2"
     part = "" if layout.rotary_dim == shape.head_dim else f", {layout.rotary_dim} of {shape.head_dim}"
-    kind = ", latent attention" if layout.deinterleaves or shape.key_heads == 1 else ""
+    kind = ", one key head" if shape.key_heads == 1 else ""
+    kind += ", complex" if layout.columns == "complex" else ""
     kind = ", queries alone" if shape.key_heads == 0 else kind
     return pairs + part + ("" if layout.sign == 1 else ", other sign") + kind
 
@@ -204,10 +205,10 @@ All {len(findings)} families that transformers {transformers.__version__} maps t
 Made by `python -m tests.rosa.families`.
 
 No family is named in the code. `rosa.patch` runs a blank twin of each attention module, watches which rotary function
-it calls and with what, and compares that function with RoPE in every known layout. `tests/rosa/test_models.py` patches a
-tiny model of each supported family: it computes what it computed before, to float32 rounding, then something else once
-W_up is not zero; its gradients are those of Eq. 2 to 4 written by hand; layer selection ranks its layers; and after
-`rosa.unpatch` it computes bitwise what it did at first.
+it calls and with what, and compares that function with RoPE in every known layout. `tests/rosa/test_models.py` patches
+a tiny model of each supported family: it computes what it computed before, to float32 rounding, then something else
+once W_up is not zero; its gradients are those of Eq. 2 to 4 written by hand; layer selection ranks its layers, as the
+last column says; and after `rosa.unpatch` it computes bitwise what it did at first.
 
 ## Supported
 

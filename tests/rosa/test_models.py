@@ -5,12 +5,13 @@ import contextlib
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 import rosa
 from rosa.decoder import rotary_functions
 from rosa.probe import rotary_sites
 from rosa.rotary import family_function
-from tests.rosa.families import FAMILIES, find, make_model
+from tests.rosa.families import FAMILIES, PAGE, find, make_model, page
 
 FINDINGS = {family: find(family) for family in FAMILIES}
 SUPPORTED = [family for family, finding in FINDINGS.items() if finding.status == "supported"]
@@ -93,7 +94,7 @@ class _Replacement:
             if not running or running[-1] is None:
                 return rotated
             attention, H = running[-1]
-            heads_at = 2 if kwargs.get("unsqueeze_dim") == 2 else 1
+            heads_at = 2 if attention.roae.layout.sequence_first else 1
             if isinstance(rotated, tuple):
                 return tuple(eq_4(attention.roae, x, H, heads_at, i == 0) for i, x in enumerate(rotated))
             return eq_4(attention.roae, rotated, H, heads_at, rotated.shape[heads_at] == attention.roae.heads)
@@ -144,5 +145,61 @@ def test_a_patched_model_is_the_model_and_eq_2_to_4(family, ids):
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert ours.keys() <= trained and any(name.endswith("roae.gqa_up") or name.endswith("roae.up") for name in ours)
 
+    select_layers(model, ids, FINDINGS[family].words[-1])
+
     rosa.unpatch(model)
     assert torch.equal(logits(model, ids), before) and list(model.state_dict()) == keys
+
+
+def select_layers(model, ids, score):
+    """Layer selection ranks the adapted layers by `score`."""
+    optimizer = torch.optim.SGD(rosa.trainable_parameters(model), lr=0.0)
+    if score == "adapter":
+        with pytest.raises(rosa.UnsupportedModelError, match="score='adapter' ranks them by the gradients of their"):
+            rosa.DynamicLayerSelection(optimizer, model, interval=1, p_exploit=1.0)
+    selection = rosa.DynamicLayerSelection(optimizer, model, interval=1, p_exploit=1.0, score=score)
+    gradients(model, ids)
+    selection.step()
+    assert len(selection.selected_layers) == max(1, selection.num_layers // 2)
+    assert sum(s > 0 for s in selection.scores) >= len(selection.selected_layers)
+    selection.unfreeze()
+
+
+def test_the_page_of_models_is_what_was_found():
+    assert PAGE.read_text(encoding="utf-8") == page(list(FINDINGS.values())), "run python -m tests.rosa.families"
+    assert len(SUPPORTED) >= 80
+
+
+TEXT = dict(
+    vocab_size=96, hidden_size=64, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16, max_position_embeddings=128, pad_token_id=0,
+)  # fmt: skip
+SECTIONS = TEXT | dict(rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[4, 2, 2]))  # M-RoPE
+TOWER = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=6, num_attention_heads=2)
+PATCHES = dict(image_size=28, patch_size=14)
+BLOCKS = dict(hidden_size=32, intermediate_size=32, depth=6, num_heads=2, out_hidden_size=64)
+MULTIMODAL = {
+    "glm4v": (SECTIONS, BLOCKS),
+    "llava": (dict(model_type="llama", **TEXT), dict(model_type="clip_vision_model", **TOWER, **PATCHES)),
+    "mistral3": (dict(model_type="mistral", **TEXT), dict(model_type="pixtral", **TOWER, **PATCHES)),
+    "qwen2_5_vl": (SECTIONS, BLOCKS),
+    "qwen2_vl": (SECTIONS, dict(depth=6, embed_dim=32, num_heads=2, hidden_size=64)),
+    "qwen3_vl": (SECTIONS, BLOCKS),
+}
+
+
+@pytest.mark.parametrize("family", MULTIMODAL)
+def test_the_text_tower_of_a_multimodal_model_is_adapted_and_nothing_else(family, ids):
+    torch.manual_seed(0)
+    text, vision = MULTIMODAL[family]
+    config = CONFIG_MAPPING[family](text_config=text, vision_config=vision)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    before = logits(model, ids)
+    rosa.patch(model, CONFIG)
+    torch.testing.assert_close(logits(model, ids), before, atol=2e-6, rtol=2e-6)
+    adapted = [name for name, module in model.named_modules() if name.endswith(".roae")]
+    assert len(adapted) == 2 and all("language_model" in name for name in adapted)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert all("language_model" in name for name in trained)
+    rosa.unpatch(model)
+    assert torch.equal(logits(model, ids), before)
