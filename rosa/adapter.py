@@ -14,14 +14,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rosa.card import MARK, model_card
 from rosa.config import RosaConfig
 from rosa.errors import AdapterError
+from rosa.parallel import shard_like, whole
 from rosa.patching import add_adapter, base_name, describe_base, is_patched, make_adapter
 from rosa.record import patched
 
@@ -33,6 +36,8 @@ CARD_NAME = "README.md"
 
 def save_adapter(model: nn.Module, folder: str | os.PathLike, adapter_name: str | None = None) -> None:
     """Saves what RoSA trained in a patched model, the RoAE weights and, if trained, the norms; with a model card.
+
+    Of a model sharded by FSDP2 every rank calls this, and the first one writes.
 
     Args:
         model (nn.Module): a patched model, wrapped or not; the names in the file are those of the plain model.
@@ -48,7 +53,9 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, adapter_name: str 
     adapter = patched(model)[1].adapter(adapter_name)
     if any(tensor.is_meta for tensor in adapter.tensors().values()):
         raise ValueError("this model is on the meta device: its adapter has no values to save")
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter.tensors().items()}
+    tensors = {name: whole(tensor).cpu().contiguous() for name, tensor in adapter.tensors().items()}
+    if any(isinstance(tensor, DTensor) for tensor in adapter.tensors().values()) and dist.get_rank() != 0:
+        return
     description = {
         "adapter_type": "rosa",
         "format_version": FORMAT_VERSION,
@@ -107,7 +114,7 @@ def load_adapter(
         raise AdapterError(f"the weights in {source} do not fit this {type(model).__name__}: {mismatch}")
 
     for name, tensor in adapter.tensors().items():
-        tensor.copy_(tensors[name])
+        tensor.copy_(shard_like(tensors[name], tensor))
     if not known:
         add_adapter(model, adapter_name, adapter)
     elif adapter_name != record.active:

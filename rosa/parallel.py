@@ -25,6 +25,9 @@ class Engine:
         """Why layers cannot be frozen under this engine, or None where they can."""
         return None
 
+    def check_layer(self, parameters: list[nn.Parameter]) -> None:
+        """Raises ValueError if the engine cannot reduce the gradients of these parameters of one layer together."""
+
     def flags_changed(self) -> None:
         """Called when other parameters than before require gradients, between two steps."""
 
@@ -112,6 +115,14 @@ class FSDP2(Engine):
         mesh = parameter.device_mesh
         self.groups = tuple(mesh.get_group(dimension) for dimension in range(mesh.ndim))
 
+    def check_layer(self, parameters: list[nn.Parameter]) -> None:
+        dtypes = {p.dtype for p in parameters}
+        if len(dtypes) > 1:
+            raise ValueError(
+                f"FSDP2 reduces a layer's gradients in one dtype, and these are of {', '.join(map(str, dtypes))}: rank "
+                "layers with score='adapter', or keep the norms in the dtype of the parameters that are trained"
+            )
+
 
 def engine_of(model: nn.Module, parameter: nn.Parameter) -> Engine | None:
     """The engine that shows in the model or, `parameter` being one of its own, in how that is kept."""
@@ -131,6 +142,14 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def shard_like(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
+    """This rank's shard of a tensor that every rank has whole, where the parameter is sharded; else the tensor."""
+    if not isinstance(parameter, DTensor) or isinstance(tensor, DTensor):
+        return tensor
+    tensor = tensor.to(parameter.device)
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
 def whole_state(state_dict: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's state with whole tensors, as it would be in a single process."""
     states = {i: _map(whole, state) for i, state in state_dict["state"].items()}
@@ -147,11 +166,8 @@ def shard_state(state_dict: dict[str, Any], parameters: Iterable[nn.Parameter]) 
     numbers = [i for group in state_dict["param_groups"] for i in group["params"]]
     placed = dict(zip(numbers, parameters, strict=False))
 
-    def shard(value: Tensor, parameter: nn.Parameter) -> Tensor:
-        if not isinstance(parameter, DTensor) or isinstance(value, DTensor) or value.shape != parameter.shape:
-            return value
-        value = value.to(parameter.device)
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    def shard(value: Tensor, parameter: nn.Parameter) -> Tensor:  # but a step count, for example, every rank has
+        return shard_like(value, parameter) if value.shape == parameter.shape else value
 
     states = {i: _map(lambda v, p=placed[i]: shard(v, p), state) for i, state in state_dict["state"].items()}
     return {**state_dict, "state": states}

@@ -258,6 +258,8 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         engine = parallel.engine_of(self._model, self._layers[0].parameters[0])
         if engine is not None:
             self._set_engine(engine)
+        for layer in self._layers:
+            self._engine.check_layer(layer.parameters + layer.score_only)
 
     def _set_engine(self, engine: parallel.Engine) -> None:
         self._engine, self._ranks_agree = engine, False

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rosa.adapter import load_adapter, save_adapter
+from rosa.parallel import shard_state, whole_state
 from rosa.patching import is_patched, trainable_parameters
 from rosa.selection import DynamicLayerSelection
 from rosa.switching import active_adapter
@@ -26,8 +27,10 @@ class RosaTrainer(Trainer):
     """A `transformers.Trainer` for a model that `rosa.patch` has patched.
 
     It wraps the optimizer in DynamicLayerSelection, logs every selection (`dls/layers`, and `dls/score/N` for each
-    layer), saves the adapter alone at checkpoints, resumes from it, and stops at a loss that is not finite, before the
-    optimizer has moved; the last checkpoint stays as it is.
+    layer), saves the adapter alone at checkpoints, resumes from it, and stops at a loss that is not finite on any rank,
+    before the optimizer has moved; the last checkpoint stays as it is.
+
+    A checkpoint is the same in a single process, under DDP and under FSDP2: a run under any of them resumes from it.
 
     Args:
         model (nn.Module): a patched model.
@@ -41,7 +44,7 @@ class RosaTrainer(Trainer):
         layer_selection (DynamicLayerSelection or None): the wrapped optimizer, once training has begun.
 
     Raises:
-        ValueError: the model is not patched, or `use_liger_kernel` is set.
+        ValueError: the model is not patched, `use_liger_kernel` is set, or Accelerate is configured for FSDP1.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class RosaTrainer(Trainer):
             )
         self.dls = dls
         super().__init__(model, args, **kwargs)
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            raise ValueError("RosaTrainer runs under FSDP2: set fsdp_version to 2 in the configuration of FSDP")
         self.layer_selection: DynamicLayerSelection | None = None
         self.add_callback(_LogSelections(self))
 
@@ -109,18 +114,28 @@ class RosaTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)
-        if not torch.isfinite(loss).all():
+        # Of every rank: its gradients have reached all others, and none may save what they would make.
+        losses = self.accelerator.gather(loss)
+        if not torch.isfinite(losses).all():
             raise FloatingPointError(
-                f"the loss is {loss.item()} in step {self.state.global_step + 1}; training stops here and the last "
+                f"the loss is {losses.tolist()} in step {self.state.global_step + 1}; training stops here and the last "
                 "checkpoint stays. Usual causes: a learning rate too high, or rows in which every label is masked"
             )
         return loss
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_fsdp_enabled:
+            return super().save_model(output_dir, _internal_call)
+        self._save(output_dir)  # Trainer would gather the whole base first
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if not self.args.should_save:  # another rank writes
-            return
         output_dir = output_dir or self.args.output_dir
-        save_adapter(self.model, output_dir)
+        if self.args.should_save or self.is_fsdp_enabled:  # whose shards all ranks bring, and one writes
+            save_adapter(self.model, output_dir)
+        if not self.args.should_save:
+            return
         if self.processing_class is not None:
             self.processing_class.save_pretrained(output_dir)
         torch.save(self.args, os.path.join(output_dir, TRAINING_ARGS_NAME))
@@ -128,6 +143,26 @@ class RosaTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         model = self.model if model is None else model
         load_adapter(model, resume_from_checkpoint, active_adapter(model))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Under FSDP2 too the optimizer's state is one file of whole tensors, and the base is not saved."""
+        if not self.is_fsdp_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        optimizer = whole_state(self.optimizer.state_dict())
+        if self.args.should_save:
+            torch.save(optimizer, os.path.join(output_dir, OPTIMIZER_NAME))
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.is_fsdp_enabled:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        optimizer, scheduler = (
+            torch.load(os.path.join(checkpoint, name), map_location="cpu", weights_only=True)
+            for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
+        )
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.optimizer.load_state_dict(shard_state(optimizer, parameters))
+        self.lr_scheduler.load_state_dict(scheduler)
 
     def _load_best_model(self) -> None:
         load_adapter(self.model, self.state.best_model_checkpoint, active_adapter(self.model))

@@ -1,0 +1,47 @@
+"""Starts real processes, two a time, and sees to it that they end."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port={port}"],
+    "fsdp2": [
+        "-m", "accelerate.commands.launch", f"--config_file={Path(__file__).with_name('fsdp2.yaml')}",
+        "--main_process_port={port}",
+    ],
+}  # fmt: skip
+
+
+def launch(launcher, script, *arguments, seconds=240):
+    """Runs a script of this folder on two ranks; returns its exit status and its output."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [part.format(port=port) for part in LAUNCHERS[launcher]]
+    process = subprocess.Popen(
+        [sys.executable, *command, str(Path(__file__).with_name(script)), *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"{script} hung:\n{process.communicate()[0][-4000:]}")
+    return process.returncode, output
+
+
+@pytest.fixture(name="launch", scope="session")
+def _launch():
+    return launch

@@ -1,0 +1,69 @@
+"""RosaTrainer in two processes: its checkpoints, from any engine to any other, and what remains when a rank fails."""
+
+import json
+
+import pytest
+import torch
+
+import rosa
+from rosa.trainer import last_checkpoint
+from tests.rosa.conftest import make_patched
+from tests.scale.finetune import STEPS, make_trainer, values
+
+
+@pytest.fixture(scope="module")
+def relay(launch, tmp_path_factory):
+    """One run in three parts, of DDP, FSDP2 and a single process, each resumed from the last one's checkpoint."""
+    folder = tmp_path_factory.mktemp("relay")
+    made = {}
+    for launcher, options in (("torchrun", dict(stop_at=6)), ("fsdp2", dict(stop_at=9, resume=True))):
+        status, output = launch(launcher, "finetune.py", folder, json.dumps(options))
+        assert status == 0, output[-4000:]
+        made[launcher] = [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return folder, made
+
+
+def test_a_run_goes_on_under_any_other_engine(relay, tmp_path):
+    folder, made = relay
+    assert [made[launcher][0]["engine"] for launcher in made] == ["DistributedType.MULTI_CPU", "DistributedType.FSDP"]
+    straight, resumed = make_trainer(tmp_path), make_trainer(folder)
+    straight.train()
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == STEPS
+    assert [s[:3] for s in resumed.layer_selection.history] == [s[:3] for s in straight.layer_selection.history]
+    ours, theirs = values(resumed), values(straight)
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-9, atol=1e-11)
+    assert not all(torch.equal(value, values(make_trainer(tmp_path))[name]) for name, value in theirs.items())
+
+
+def test_checkpoints_of_sharded_models_hold_the_whole_adapter_and_no_base(relay):
+    folder, made = relay
+    checkpoints = {step: {file.name for file in (folder / f"checkpoint-{step}").iterdir()} for step in (6, 9)}
+    assert checkpoints[6] == checkpoints[9]
+    fresh = rosa.load_adapter(
+        make_patched(config=rosa.RosaConfig(rank=4, adapter_dtype="float64"), dtype=torch.float64),
+        folder / "checkpoint-9",
+    )
+    loaded = dict(fresh.named_parameters())
+    for rank in made["fsdp2"]:
+        for name, value in rank["values"].items():
+            assert torch.equal(loaded[name], value)
+
+
+def test_a_rank_that_dies_ends_the_others_and_the_last_checkpoint_loads(launch, tmp_path):
+    status, output = launch("torchrun", "finetune.py", tmp_path, json.dumps(dict(die_at=7)), seconds=90)
+    assert status != 0 and "SIGKILL" in output
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+    resumed = make_trainer(tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == STEPS
+
+
+def test_a_broken_loss_on_one_rank_stops_all_before_they_save(launch, tmp_path):
+    options = dict(poison_at=8, save_steps=3)  # the ninth step, after which a checkpoint would be due
+    status, output = launch("torchrun", "finetune.py", tmp_path, json.dumps(options), seconds=90)
+    assert status != 0
+    for rank in (0, 1):
+        assert f"rank {rank}: FloatingPointError: the loss is [" in output
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
