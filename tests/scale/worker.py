@@ -59,10 +59,13 @@ def no_sync(model, waits):
     return nullcontext()
 
 
-def train(model, optimizer, steps, *, rank=0, world=1, accumulate=1, clip=None, begin=0, count=False):
-    """Returns the bytes of each step by collective."""
+def train(model, optimizer, steps, *, rank=0, world=1, accumulate=1, clip=None, begin=0, plain_from=None, count=False):
+    """Returns the bytes of each step by collective. From step `plain_from` on all layers train."""
     traffic = []
     for step in range(begin, steps):
+        if step == plain_from:
+            optimizer.unfreeze()
+            optimizer = optimizer.optimizer
         with Traffic() if count else nullcontext() as counter:
             mine = rows(step)[rank::world].chunk(accumulate)
             for i, part in enumerate(mine):
@@ -89,7 +92,7 @@ def result(model, optimizer, traffic=()):
 
 def run(
     engine, *, steps=50, dls=None, by_rank=({}, {}), wrap_first=True, resume=None, model=None, ddp=None, give="outer",
-    hook=None, join=False, **training,
+    hook=None, join=False, compiles=None, checkpoints=False, **training,
 ):  # fmt: skip
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(rank)
@@ -99,13 +102,20 @@ def run(
     if resume:
         saved = torch.load(Path(sys.argv[1], resume), weights_only=True)
         inner.load_state_dict(saved["values"], strict=False)
+    if checkpoints:
+        inner.gradient_checkpointing_enable({"use_reentrant": False})
+    if compiles == "layers":
+        for layer in inner.model.layers:
+            layer.compile(backend="eager")
+    elif compiles == "model":
+        inner.compile(backend="eager")
     wrap = shard if engine == "fsdp2" else lambda m: DistributedDataParallel(m, **(ddp or {}))
     optimizer = None if wrap_first or engine == "fsdp2" else optimizer_of(inner, dls)
     outer = wrap(inner)
     if hook == "stateful":
         outer.register_comm_hook({"mine": 1}, mean)
     elif hook:
-        outer.register_comm_hook(None, mean)
+        outer.register_comm_hook(None, mean_in_float32)
     optimizer = optimizer or optimizer_of(outer if give == "outer" else inner, dls)
     if resume:
         optimizer.load_state_dict(saved["state"])
@@ -117,6 +127,11 @@ def run(
 def mean(state, bucket):
     work = dist.all_reduce(bucket.buffer().div_(dist.get_world_size()), async_op=True)
     return work.get_future().then(lambda future: future.value()[0])
+
+
+def mean_in_float32(state, bucket):
+    work = dist.all_reduce(bucket.buffer().float().div_(dist.get_world_size()), async_op=True)
+    return work.get_future().then(lambda future: bucket.buffer().copy_(future.value()[0]))
 
 
 def main(folder):
