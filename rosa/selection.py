@@ -392,8 +392,8 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         return getattr(self.optimizer, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Optimizer's own takes what only the wrapped optimizer has. A copy would copy the adapter too.
-        return {**self.__dict__, "_adapter": None}
+        # Optimizer's own takes what only the wrapped optimizer has. A copy would copy the whole model too.
+        return {**self.__dict__, "_adapter": None, "_model": None, "_engine": parallel.Engine()}
 
     def __repr__(self) -> str:
         return f"DynamicLayerSelection(k={self.k} of {self.num_layers}, mode={self.mode!r}, {self.optimizer!r})"

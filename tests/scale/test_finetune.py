@@ -52,7 +52,7 @@ def test_checkpoints_of_sharded_models_hold_the_whole_adapter_and_no_base(relay)
 
 
 def test_a_rank_that_dies_ends_the_others_and_the_last_checkpoint_loads(launch, tmp_path):
-    status, output = launch("torchrun", "finetune.py", tmp_path, json.dumps(dict(die_at=7)), seconds=90)
+    status, output = launch("torchrun", "finetune.py", tmp_path, json.dumps(dict(die_at=7)))
     assert status != 0 and "SIGKILL" in output
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
     resumed = make_trainer(tmp_path)
@@ -62,7 +62,7 @@ def test_a_rank_that_dies_ends_the_others_and_the_last_checkpoint_loads(launch, 
 
 def test_a_broken_loss_on_one_rank_stops_all_before_they_save(launch, tmp_path):
     options = dict(poison_at=8, save_steps=3)  # the ninth step, after which a checkpoint would be due
-    status, output = launch("torchrun", "finetune.py", tmp_path, json.dumps(options), seconds=90)
+    status, output = launch("torchrun", "finetune.py", tmp_path, json.dumps(options))
     assert status != 0
     for rank in (0, 1):
         assert f"rank {rank}: FloatingPointError: the loss is [" in output
