@@ -207,9 +207,13 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         return Selection(step, layers, exploit, scores)
 
     def _score(self, step: int) -> tuple[float, ...]:
-        """Eq. 5: sqrt(|grad attn norm|^2 + |grad ffn norm|^2) of every layer; a layer that took no part scores 0."""
+        """Eq. 5: sqrt(|grad attn norm|^2 + |grad ffn norm|^2) of every layer, or the same over its adapter; a layer
+        that took no part scores 0."""
         if all(p.grad is None for layer in self._layers for p in layer.scored):
-            raise RuntimeError(f"step {step} selects layers, but no norm has a gradient: call backward() before step()")
+            scored = self.score.removesuffix("s")
+            raise RuntimeError(
+                f"step {step} selects layers, but no {scored} has a gradient: call backward() before step()"
+            )
         self._engine.reduce_unmanaged([p for layer in self._layers for p in layer.score_only])
         squares, device = [], self._layers[0].scored[0].device
         for layer in self._layers:
@@ -218,7 +222,9 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         scores = tuple(torch.stack(squares).sqrt().tolist())
         for layer, score in zip(self._layers, scores, strict=True):
             if not math.isfinite(score):
-                raise FloatingPointError(f"the gradients of layer {layer.index}'s norms are not finite at step {step}")
+                raise FloatingPointError(
+                    f"the gradients of layer {layer.index}'s {self.score} are not finite at step {step}"
+                )
         return scores
 
     def _prepare_next_step(self) -> None:

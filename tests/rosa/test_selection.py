@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, OlmoConfig, OlmoForCausalLM
 
 import rosa
 from rosa import DynamicLayerSelection
@@ -123,6 +123,55 @@ def test_scores_are_equation_5_and_the_top_k_are_chosen():
     model.set_gradients([1.0] * 5, [1.0] * 5)
     optimizer.step()
     assert optimizer.selected_layers == (0, 1)  # of equal scores the lower layer
+
+
+def adapter_norms(model, name):
+    """The L2 norm of each layer's gradients of the parameters so named, once more by hand."""
+    of_layers = [[p.grad for n, p in layer.named_parameters() if name in n] for layer in model.model.layers]
+    return [torch.stack([grad.norm() for grad in grads if grad is not None]).norm().item() for grads in of_layers]
+
+
+def test_norms_without_weights_are_named_and_the_adapter_ranks_layers_instead(batch):
+    sizes = dict(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4)
+    model = rosa.patch(OlmoForCausalLM(OlmoConfig(**sizes, pad_token_id=0)), rosa.RosaConfig(rank=4)).train()
+    with pytest.raises(rosa.UnsupportedModelError, match=r"layers.0 \(OlmoDecoderLayer\) has norms without weights.*"):
+        wrap(model)
+    optimizer = wrap(model, score="adapter", interval=1, p_exploit=1.0)
+    for _ in range(3):  # W_up starts at zero, and lets no other gradient through
+        backward(model, batch)
+        expected = adapter_norms(model, "roae")
+        optimizer.step()
+        optimizer.zero_grad()
+    assert optimizer.scores == pytest.approx(expected)
+    best = sorted(range(4), key=lambda i: -expected[i])[:2]
+    assert optimizer.selected_layers == tuple(sorted(best))
+
+
+@pytest.mark.parametrize("mode", ["mask", "skip"])
+def test_lora_parameters_rank_layers_too(make_model, batch, mode):
+    model = get_peft_model(make_model(), LoraConfig(r=2, target_modules="all-linear")).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = DynamicLayerSelection(
+        torch.optim.AdamW(parameters, lr=1e-2), model, interval=3, k_ratio=0.25, mode=mode, score="adapter"
+    )
+    train(model, optimizer, batch, 2)
+    backward(model, batch)
+    expected = adapter_norms(model.model, "lora_")
+    optimizer.step()
+    assert optimizer.scores == pytest.approx(expected)
+    assert not any(p.requires_grad for n, p in model.named_parameters() if "norm" in n)
+
+
+def test_the_norms_that_are_trained_do_not_count_as_adapter(make_patched, batch):
+    model = make_patched().train()
+    optimizer = wrap(model, score="adapter", interval=1)
+    backward(model, batch)
+    expected = adapter_norms(model, "roae")
+    optimizer.step()
+    assert optimizer.scores == pytest.approx(expected)
+    norms = torch.optim.SGD([p for n, p in model.named_parameters() if "layernorm" in n], lr=0.1)
+    with pytest.raises(ValueError, match="nothing of model.layers.0 but its norms"):
+        DynamicLayerSelection(norms, model, score="adapter")
 
 
 def test_the_sequence_of_a_known_seed_and_known_scores():
@@ -401,6 +450,7 @@ def test_gpt2_has_layers_too():
         (dict(warmup_steps=-1), ValueError, "warmup_steps must be at least 0, got -1"),
         (dict(p_exploit=1.01), ValueError, r"p_exploit must lie in \[0, 1\], got 1.01"),
         (dict(mode="drop"), ValueError, "mode must be one of skip, mask, got 'drop'"),
+        (dict(score="loss"), ValueError, "score must be one of norms, adapter, got 'loss'"),
         (dict(seed=None), TypeError, "seed must be an int, got None"),
     ],
 )
