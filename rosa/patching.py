@@ -11,8 +11,9 @@ from rosa.config import RosaConfig
 from rosa.decoder import decoder_layers
 from rosa.errors import UnsupportedModelError
 from rosa.probe import RotarySite, rotary_sites
-from rosa.record import Adapter, Patch, check_not_sharded, patched, trained_weight
+from rosa.record import ADAPTER_NAME, Adapter, Patch, check_not_sharded, patched, trained_weight
 from rosa.roae import RoAE
+from rosa.trainable import keep_unpacked, refuse_layers_without_backward, refuse_offloaded
 
 # What wrappers inside a model put into names: torch.compile, activation checkpoints, FSDP1, and PEFT's tuners.
 WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "base_layer"}
@@ -21,6 +22,7 @@ WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "
 def patch(model: nn.Module, config: RosaConfig | None = None, adapter_name: str = "default") -> nn.Module:
     """Adds RoSA to a Hugging Face model in place: freezes it, adds a `roae` module to each attention layer, and lets
     the norms of the adapted decoder layers train. The model computes what it computed before until it is trained.
+    PEFT's adapters in it go on to train.
 
     A model that is patched already gets a second adapter, under another name, which is the active one from then on:
     see `set_adapter`.
@@ -62,6 +64,7 @@ def make_adapter(model: nn.Module, config: RosaConfig | None, adapter_name: str)
         record.check_switchable(model)
         base_weights = {name: weight.data for name, weight in record.active_adapter.weights.items()}
 
+    refuse_layers_without_backward(owner)
     sites = _adapted_sites(owner, config)
     modules = {_plain(site.name): module for site, module in zip(sites, _make_adapters(sites, config), strict=True)}
     norms = _trained_norms(sites) if config.train_norms else {}
@@ -81,9 +84,11 @@ def add_adapter(model: nn.Module, adapter_name: str, adapter: Adapter) -> None:
     """Adds what `make_adapter` made and switches it in; the first adapter freezes the model."""
     if not is_patched(model):
         owner = _unwrapped(model)
-        record = Patch({name: p.requires_grad for name, p in owner.named_parameters()})
-        owner.requires_grad_(False)
-        owner._rosa = record
+        # PEFT has frozen a base that carries its adapters, and may rename parameters until `unpatch`.
+        frozen = {} if hasattr(owner, "peft_config") else dict(owner.named_parameters())
+        owner._rosa = Patch({name: p.requires_grad for name, p in frozen.items()}, hooks=[keep_unpacked(owner)])
+        for parameter in frozen.values():
+            parameter.requires_grad_(False)
     patched(model)[1].add(adapter_name, adapter)
 
 
@@ -159,14 +164,27 @@ def describe_base(model: nn.Module) -> dict[str, int | str | bool]:
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters to give to an optimizer: those that require gradients, and in a patched model all that RoSA
-    trains, also those that layer selection has frozen for the moment."""
-    adapter = {id(p) for p in adapter_parameters(model).values()} if is_patched(model) else set()
-    return [p for p in model.parameters() if p.requires_grad or id(p) in adapter]
+    trains, also those that layer selection has frozen for the moment.
+
+    Where all that RoSA trains has been frozen since `patch`, as PEFT's `get_peft_model` and
+    `prepare_model_for_kbit_training` do to every parameter that they find, it is let train again.
+
+    Raises:
+        UnsupportedModelError: accelerate offloads a parameter that RoSA trains.
+    """
+    if is_patched(model):
+        adapter = patched(model)[1].active_adapter
+        refuse_offloaded({f"{name}.{ADAPTER_NAME}": module for name, module in adapter.modules.items()})
+        own = adapter.parameters().values()
+        if not any(p.requires_grad for p in own):
+            for parameter in own:
+                parameter.requires_grad_(True)
+    return _trainable(model)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int, float]:
     """Counts parameters as (trainable, total, percent), the base model's and RoSA's, tied weights once."""
-    trainable = sum(p.numel() for p in trainable_parameters(model))
+    trainable = sum(p.numel() for p in _trainable(model))
     total = sum(p.numel() for p in model.parameters())
     return trainable, total, 100 * trainable / total
 
@@ -177,12 +195,22 @@ def print_trainable_parameters(model: nn.Module) -> None:
     print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {percent:.4f}")
 
 
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    own = {id(p) for p in adapter_parameters(model).values()} if is_patched(model) else set()
+    return [p for p in model.parameters() if p.requires_grad or id(p) in own]
+
+
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside torch.compile's, DDP's, DeepSpeed's or PEFT's wrappers: modules with one child."""
+    """The model inside PEFT's wrapper, or torch.compile's, DDP's or DeepSpeed's, which are modules with one child."""
     from transformers import PreTrainedModel  # takes seconds, and by now it has been imported
 
-    while not isinstance(model, PreTrainedModel) and len(children := list(model.children())) == 1:
-        (model,) = children
+    while not isinstance(model, PreTrainedModel):
+        if hasattr(model, "get_base_model"):  # PEFT's, which may hold a learned prompt beside the model
+            model = model.get_base_model()
+        elif len(children := list(model.children())) == 1:
+            (model,) = children
+        else:
+            break
     return model
 
 

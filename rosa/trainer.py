@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -63,7 +63,8 @@ class RosaTrainer(Trainer):
                 "rope=False before rosa.patch instead"
             )
         self.dls = dls
-        super().__init__(model, args, **kwargs)
+        with _carrying_an_adapter(model):
+            super().__init__(model, args, **kwargs)
         if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
             raise ValueError("RosaTrainer runs under FSDP2: set fsdp_version to 2 in the configuration of FSDP")
         self.layer_selection: DynamicLayerSelection | None = None
@@ -166,6 +167,19 @@ class RosaTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         load_adapter(self.model, self.state.best_model_checkpoint, active_adapter(self.model))
+
+
+@contextmanager
+def _carrying_an_adapter(model: nn.Module) -> Iterator[None]:
+    """Trainer refuses a quantized model that carries no adapter, and looks for PEFT's mark of one."""
+    marks = [m for m in model.modules() if getattr(m, "_hf_peft_config_loaded", None) is False]
+    for module in marks:
+        module._hf_peft_config_loaded = True
+    try:
+        yield
+    finally:
+        for module in marks:
+            module._hf_peft_config_loaded = False
 
 
 def _has_reentrant_checkpoints(model: nn.Module) -> bool:
