@@ -250,7 +250,8 @@ def _make_adapters(sites: list[RotarySite], config: RosaConfig) -> list[RoAE]:
         device = next(site.attention.parameters()).device
         if device.type == "meta" and any(hasattr(module, "_hf_hook") for module in site.attention.modules()):
             raise UnsupportedModelError(
-                f"{site.name} is offloaded to the CPU or to disk; RoSA trains models in device memory"
+                f"{site.name} is offloaded to the CPU or to disk; RoSA trains models in device memory. To generate, "
+                "patch the model or load its adapter first, and offload it then"
             )
         _, heads, key_heads, _, layout = site.shape
         adapter = RoAE(config, site.shape.hidden_size, heads, key_heads, layout, device)
