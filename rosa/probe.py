@@ -95,11 +95,14 @@ def probe(model: nn.Module, name: str, attention: nn.Module) -> RotaryShape | No
         return None
     function, call = watched[0]
     cos, head_dim = call.adapted.cos, call.states[0].shape[-1]
-    layout = _layout(function, call, head_dim, cos)
+    layout = _layout(function, call, head_dim, cos, _device(attention))
     if layout is None:
+        foreign = function.__module__ != type(attention).__module__
         raise UnsupportedModelError(
             f"{_described(attention)}: its {function.__name__} fits no known layout for heads of {head_dim} and cos "
             f"{cos.shape[-1]} wide (pairs i, i + R / 2 or 2i, 2i + 1)"
+            + f". It is {function.__module__}'s, not the family's own: let that library leave it alone (Liger: "
+            "rope=False), or patch first" * foreign
         )
     rotated = call.states if len(call.states) == 2 else [one.call.states[0] for one in watched]
     heads, *key_heads = (layout.heads_first(x).shape[1] for x in rotated)
@@ -262,14 +265,22 @@ def _arguments(
     return arguments
 
 
-def _layout(function: Callable, call: RotaryCall, head_dim: int, cos: Tensor) -> RotaryLayout | None:
+def _device(attention: nn.Module) -> torch.device:
+    """Where the family's function can be tried: another library's may run on a GPU alone."""
+    device = next(attention.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def _layout(
+    function: Callable, call: RotaryCall, head_dim: int, cos: Tensor, device: torch.device
+) -> RotaryLayout | None:
     """The known layout in which the function does RoPE, with such a cos, called as the module called it."""
     generator = torch.Generator("cpu").manual_seed(0)
     for layout in _known_layouts(call, cos):
         if layout.rotary_dim > head_dim or (layout.deinterleaves and layout.rotary_dim != head_dim):
             continue
-        q, k = torch.randn(2, 1, 2, TOKENS, head_dim, generator=generator, device="cpu")
-        cos, sin = torch.randn(2, 1, TOKENS, layout.rotary_dim // 2, generator=generator, device="cpu")
+        q, k = torch.randn(2, 1, 2, TOKENS, head_dim, generator=generator, device="cpu").to(device)
+        cos, sin = torch.randn(2, 1, TOKENS, layout.rotary_dim // 2, generator=generator, device="cpu").to(device)
         if _agrees(function, call, layout, q, k, cos, sin):
             return layout
     return None
@@ -296,11 +307,11 @@ def _agrees(function, call: RotaryCall, layout: RotaryLayout, q: Tensor, k: Tens
     rotary, turn = layout.widen(cos, sin), layout.heads_first
     try:
         if len(call.states) == 2:
-            theirs = function(turn(q), turn(k), *rotary, **call.options)
+            theirs = function(turn(q.clone()), turn(k.clone()), *rotary, **call.options)  # Liger's rotates in place
         else:
             theirs = [function(turn(x), *rotary, **call.options) for x in (q, k)]
-    except (RuntimeError, IndexError, TypeError, ValueError):
-        return False  # cos of this width does not fit the function
+    except Exception:
+        return False  # cos of this width does not fit the function, or it does not run here
     silent = q.new_zeros(1, TOKENS, q.shape[1] * 2)
     ours = rope_roae_reference(
         layout.arrange(q), layout.arrange(k), *layout.pairwise(*rotary, *(None,) * (2 - len(rotary))), silent,

@@ -115,24 +115,32 @@ def attach(attention: nn.Module, name: str, adapter: nn.Module) -> list[Removabl
     return [attention.register_forward_pre_hook(functools.partial(_hand_over, name), with_kwargs=True), *hooks]
 
 
-def serve_adapters(attention_class: type[nn.Module]) -> None:
+def serve_adapters(attention_class: type[nn.Module]) -> list[str]:
     """Lets the rotary functions that the class's forward calls serve adapters.
 
-    Called again, as at every forward, it finds those that another library has replaced since, such as Liger. Adapted
-    modules go on with the rotation that was found when they were patched, and a warning says so.
+    Returns:
+        In words, those of another library that now do: it replaced the family's own.
     """
     namespace, names = rotary_functions(attention_class)
+    foreign = []
     for name in names:
         function = namespace[name]
         if _serves(function):
             continue
         if function.__module__ != namespace["__name__"]:
-            warnings.warn(
-                f"{name} of {namespace['__name__']} is {function.__module__}.{function.__qualname__} now, not the "
-                "family's own: layers that RoSA adapts do not call it, they rotate in the layout found by rosa.patch",
-                stacklevel=2,
-            )
+            foreign.append(f"{name} of {namespace['__name__']} is {function.__module__}.{function.__qualname__} now")
         namespace[name] = _serve_adapters(function)
+    return foreign
+
+
+def _go_on_serving(attention_class: type[nn.Module]) -> None:
+    """Adapts again where another library, such as Liger, replaced a rotary function since the model was patched."""
+    for replaced in serve_adapters(attention_class):
+        warnings.warn(
+            f"{replaced}, since the model was patched: layers that RoSA adapts do not call it, they rotate as the "
+            "family's own function did",
+            stacklevel=2,
+        )
 
 
 def family_function(function: Callable) -> Callable:
@@ -152,7 +160,7 @@ def _hand_over(name: str, attention: nn.Module, args: tuple, kwargs: dict) -> tu
     hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     adapter = functools.partial(getattr, attention, name)
     if not torch.compiler.is_compiling():
-        serve_adapters(type(attention))
+        _go_on_serving(type(attention))
     at = _position_of_embeddings(type(attention))
     embeddings = kwargs["position_embeddings"] if "position_embeddings" in kwargs else args[at]
     if isinstance(embeddings, Tensor):

@@ -57,11 +57,6 @@ class RosaTrainer(Trainer):
     ):
         if not is_patched(model):
             raise ValueError(f"RosaTrainer trains patched models: call rosa.patch on this {type(model).__name__} first")
-        if args is not None and args.use_liger_kernel:
-            raise ValueError(
-                "use_liger_kernel=True would replace the rotary function that RoSA serves; apply Liger's kernels with "
-                "rope=False before rosa.patch instead"
-            )
         self.dls = dls
         with _carrying_an_adapter(model):
             super().__init__(model, args, **kwargs)

@@ -81,12 +81,6 @@ def test_layers_that_a_loop_of_the_users_left_frozen_train_again(make_trainer, m
     assert trainer.layer_selection.num_layers == 4
 
 
-def test_liger_over_a_patched_model_is_refused(make_patched, tmp_path):
-    arguments = TrainingArguments(str(tmp_path), report_to=[], use_liger_kernel=True)
-    with pytest.raises(ValueError, match=r"use_liger_kernel=True .* rope=False before rosa.patch"):
-        rosa.RosaTrainer(make_patched(), arguments)
-
-
 def test_checkpoints_hold_the_adapter_and_not_the_base(make_trainer, tmp_path):
     make_trainer(steps=4).train()
     files = set(os.listdir(tmp_path / "run" / "checkpoint-4"))
