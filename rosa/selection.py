@@ -351,7 +351,9 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         own = state_dict.get("layer_selection")
         if own is None:
             raise ValueError(
-                "this state has no 'layer_selection': it is of an optimizer without DLS; load it into `.optimizer`"
+                "this state has no 'layer_selection': it is of an optimizer without DLS, or something kept only what all "
+                "optimizers have, as Accelerate's save_state does under FSDP2 (there, save and load `state_dict()` "
+                "yourself). Load it into `.optimizer` to begin selecting anew"
             )
         if own["num_layers"] != self.num_layers:
             raise ValueError(f"this state selects among {own['num_layers']} layers, the model has {self.num_layers}")
