@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +29,8 @@ class RosaTrainer(Trainer):
 
     It wraps the optimizer in DynamicLayerSelection, logs every selection (`dls/layers`, and `dls/score/N` for each
     layer), saves the adapter alone at checkpoints, resumes from it, and stops at a loss that is not finite on any rank,
-    before the optimizer has moved; the last checkpoint stays as it is.
+    before the optimizer has moved; the last checkpoint stays as it is. In batches of text that are padded on the left
+    it counts positions from each row's first token, as `generate` does.
 
     A checkpoint is the same in a single process, under DDP and under FSDP2: a run under any of them resumes from it.
 
@@ -62,6 +64,7 @@ class RosaTrainer(Trainer):
             super().__init__(model, args, **kwargs)
         if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
             raise ValueError("RosaTrainer runs under FSDP2: set fsdp_version to 2 in the configuration of FSDP")
+        self.data_collator = functools.partial(_count_positions, self.data_collator)
         self.layer_selection: DynamicLayerSelection | None = None
         self.add_callback(_LogSelections(self))
 
@@ -162,6 +165,20 @@ class RosaTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         load_adapter(self.model, self.state.best_model_checkpoint, active_adapter(self.model))
+
+
+def _count_positions(collate: Callable[[list], Any], rows: list) -> Any:
+    """A batch of text with positions counted from each row's first token, where rows are padded on the left.
+
+    `generate` counts so, and a model left to itself counts the padding too. RoPE alone does not mind: attention sees
+    the distance of two tokens. RoAE scales the parts of a rotated pair each by itself, and sees where a token stands.
+    """
+    batch = collate(rows)
+    text_alone = isinstance(batch, Mapping) and batch.keys() <= {"input_ids", "attention_mask", "labels"}
+    mask = batch.get("attention_mask") if text_alone else None
+    if isinstance(mask, Tensor) and mask.ndim == 2 and (mask[:, 0] == 0).any():
+        batch["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    return batch
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from transformers import DataCollatorWithFlattening
+from transformers import DataCollatorWithFlattening, TrainingArguments
+
+import rosa
 
 LENGTHS = (13, 5, 9)
 
@@ -81,3 +83,24 @@ def test_packed_gradients_equal_padded_ones(model, texts):
     ours, theirs = gradients(model.train(), packed(texts)), gradients(model, inputs)
     assert all(gradient.norm() > 0 for gradient in theirs.values())
     assert max(distance(ours[name], theirs[name]) for name in theirs) < 1e-4
+
+
+def test_rosa_trainer_counts_positions_behind_padding_on_the_left(make_patched, texts, tmp_path):
+    def train(side):
+        def collate(rows):
+            inputs = padded([row["input_ids"] for row in rows], side)
+            first = inputs["attention_mask"].cumsum(-1) == 1  # which padding on the left would have to predict
+            return inputs | {"labels": inputs["input_ids"].masked_fill((inputs["attention_mask"] == 0) | first, -100)}
+
+        arguments = TrainingArguments(
+            str(tmp_path), max_steps=1, learning_rate=1.0, optim="sgd", per_device_train_batch_size=3, use_cpu=True,
+            report_to=[], disable_tqdm=True, save_strategy="no", max_grad_norm=0.0,
+        )  # fmt: skip
+        model = make_patched(num_hidden_layers=2, initializer_range=0.3)
+        before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        data = [{"input_ids": text} for text in texts]
+        rosa.RosaTrainer(model, arguments, train_dataset=data, data_collator=collate).train()
+        return {name: p.detach() - before[name] for name, p in model.named_parameters() if name in before}
+
+    left, right = train("left"), train("right")
+    assert max(distance(left[name], right[name]) for name in right) < 1e-4
