@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed as dist
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -200,15 +200,16 @@ def _write(folder: Path, description: dict[str, Any], tensors: dict[str, Tensor]
     text = json.dumps(description, indent=2)
     card, config, weights = folder / CARD_NAME, folder / CONFIG_NAME, folder / WEIGHTS_NAME
     try:
-        # One key of metadata: safetensors writes several in any order, and equal adapters should be equal files.
-        save_file(tensors, _temporary(weights), metadata={"adapter_config": text})
+        # One key of metadata: safetensors writes several in any order, and equal adapters should be equal files. Not
+        # save_file: that has a temporary file of its own, under a name that nobody could clean up after a kill.
+        _temporary(weights).write_bytes(save(tensors, metadata={"adapter_config": text}))
         _temporary(config).write_text(text + "\n", encoding="utf-8")
         if not card.exists() or MARK in card.read_text(encoding="utf-8", errors="replace"):
             _temporary(card).write_text(model_card(description, tensors), encoding="utf-8")
             _replace(card)
         for path in (config, weights):  # the weights last: they are what makes it the new adapter
             _replace(path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise OSError(f"the adapter could not be saved in {folder}: {error}. One that was there is whole") from error
     finally:  # also what a killed process has left
         for path in (card, config, weights):

@@ -8,10 +8,13 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GlmConfig, GlmForCausalLM
 
 import rosa
+from rosa.patching import describe_base
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 
@@ -120,6 +123,35 @@ def test_an_adapter_of_another_base_is_refused_by_name(saved, make_model, change
     assert unchanged_after(make_model(**changes), rosa.AdapterError, message, saved[1])
 
 
+OTHER_VALUES = {
+    "model_type": "llama", "layers": 5, "hidden_size": 48, "heads": 8, "key_heads": 1, "head_dim": 32, "rotary_dim": 8,
+    "interleaved": True, "columns": "even", "sign": -1, "deinterleaves": True,
+}  # fmt: skip
+
+
+def test_every_field_of_the_base_is_compared(saved, make_model):
+    model, folder = saved
+    assert describe_base(model).keys() == OTHER_VALUES.keys()
+    fresh, own = make_model(), describe_base(model)
+    for field, value in OTHER_VALUES.items():
+        edit(folder, lambda description, _, field=field, value=value: description.update(base={**own, field: value}))
+        message = f"another base: {field} is {own[field]} in this Qwen2ForCausalLM, {value} in its base$"
+        assert unchanged_after(fresh, rosa.AdapterError, message, folder)
+
+
+def test_all_differences_are_named_of_a_model_that_rotates_a_part_and_interleaves(saved, make_model, tmp_path):
+    sizes = dict(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, pad_token_id=0,
+    )  # fmt: skip
+    halves, quarters = (GlmForCausalLM(GlmConfig(**sizes, partial_rotary_factor=part)) for part in (0.5, 0.25))
+    rosa.save_adapter(rosa.patch(halves, rosa.RosaConfig(rank=4)), tmp_path)
+    message = "another base: rotary_dim is 4 in this GlmForCausalLM, 8 in its base$"
+    assert unchanged_after(quarters, rosa.AdapterError, message, tmp_path)
+    message = "model_type is glm .*, qwen2 in .*; rotary_dim is 8 .*, 16 in .*; interleaved is True .*, False in"
+    assert unchanged_after(rosa.unpatch(halves), rosa.AdapterError, message, saved[1])
+
+
 def test_missing_truncated_and_foreign_files(saved, make_model, tmp_path):
     folder, fresh = saved[1], make_model()
     assert unchanged_after(fresh, FileNotFoundError, "there is no adapter folder .*nowhere", tmp_path / "nowhere")
@@ -172,6 +204,48 @@ def test_saving_what_is_not_patched_or_has_no_values(make_model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_model_card_says_what_it_is_and_how_to_load_it(make_patched, tmp_path):
+    model = make_patched()
+    model.config.name_or_path = "somebody/qwen2-tiny"
+    rosa.save_adapter(model, tmp_path)
+    card = ModelCard((tmp_path / CARD).read_text())
+    assert card.data.base_model == "somebody/qwen2-tiny" and card.data.base_model_relation == "adapter"
+    assert card.data.library_name == "rosa" and {"rosa", "qwen2"} <= set(card.data.tags)
+    trained = rosa.count_parameters(model)[0]
+    assert f"{trained:,} parameters, {4 * 2 * 32} of them norm weights" in card.text
+    assert "| `rank` | 4 |" in card.text and "| `layers` | 4 |" in card.text
+
+
+def test_what_the_model_card_says_to_run_runs(make_model, make_patched, batch, tmp_path):
+    make_model().save_pretrained(tmp_path / "base")
+    model = rosa.patch(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), rosa.RosaConfig(rank=4)).eval()
+    rosa.save_adapter(model, tmp_path / "out")
+    text = (tmp_path / "out" / CARD).read_text()
+    assert str(tmp_path) not in text  # where a model lies on this machine is nobody's business
+    code = text.split("```python\n")[1].split("```")[0]
+    for placeholder, folder in (("path/to/the/base/model", "base"), ("path/to/this/folder", "out")):
+        assert placeholder in code
+        code = code.replace(placeholder, str(tmp_path / folder))
+    names = {}
+    exec(code, names)
+    assert torch.equal(names["model"].eval()(**batch).logits, model(**batch).logits)
+
+
+def test_a_card_is_written_anew_unless_somebody_else_wrote_it(make_patched, tmp_path):
+    rosa.save_adapter(make_patched(), tmp_path)
+    first = (tmp_path / CARD).read_text()
+    rosa.save_adapter(make_patched(config=rosa.RosaConfig(rank=8)), tmp_path)
+    second = (tmp_path / CARD).read_text()
+    assert "| `rank` | 4 |" in first and "| `rank` | 8 |" in second
+    mark = next(line for line in second.splitlines() if "Take this line out" in line)
+    for own in (second.replace(mark, "") + "Trained on sums.", "", "naïve".encode("latin-1")):
+        own = own if isinstance(own, bytes) else own.encode()
+        (tmp_path / CARD).write_bytes(own)
+        rosa.save_adapter(make_patched(), tmp_path)
+        assert (tmp_path / CARD).read_bytes() == own
+    assert sorted(os.listdir(tmp_path)) == [CARD, CONFIG, WEIGHTS]
+
+
 # Saves an adapter of ones, and then, in processes that die on the way, adapters of twos over it.
 DIE_WHILE_SAVING = """
 import os, resource, signal, sys, torch
@@ -204,7 +278,7 @@ def at_rename(count):
 folder = Path(sys.argv[1])
 save(1.0, folder / "whole")
 size = (folder / "whole" / "adapter_model.safetensors").stat().st_size
-deaths = [(at_size, n) for n in (0, 100, size // 2, size - 1)] + [(at_rename, n) for n in (1, 2)]
+deaths = [(at_size, n) for n in (0, 100, size // 2, size - 1)] + [(at_rename, n) for n in (1, 2, 3)]
 for number, (die, when) in enumerate(deaths):
     save(1.0, folder / str(number))
     child = os.fork()
@@ -218,8 +292,65 @@ for number, (die, when) in enumerate(deaths):
 
 def test_a_process_that_dies_while_it_saves_leaves_the_old_adapter(make_model, tmp_path):
     done = subprocess.run([sys.executable, "-c", DIE_WHILE_SAVING, tmp_path], capture_output=True, text=True)
-    assert done.stdout.split() == [str(int(s)) for s in 4 * [signal.SIGXFSZ] + 2 * [signal.SIGKILL]], done.stderr
-    for number in range(6):
+    assert done.stdout.split() == [str(int(s)) for s in 4 * [signal.SIGXFSZ] + 3 * [signal.SIGKILL]], done.stderr
+    for number in range(7):
         fresh = rosa.load_adapter(make_model(), tmp_path / str(number))
         assert all((p == 1).all() for p in rosa.trainable_parameters(fresh))
         rosa.save_adapter(fresh, tmp_path / str(number))  # what the dead process left behind is in nobody's way
+
+
+# Over and over, a process that saves adapters of ones and of twos in turn is killed, and what it leaves is loaded.
+KILL_WHILE_SAVING = """
+import itertools, os, random, resource, signal, sys, time, torch
+from pathlib import Path
+from transformers import AutoModelForCausalLM, Qwen2Config
+import rosa
+model = AutoModelForCausalLM.from_config(Qwen2Config(vocab_size=96, hidden_size=256, intermediate_size=48,
+    num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=64))
+folder, moments = Path(sys.argv[1]), random.Random(0)
+
+for value, name in ((1.0, "ones"), (2.0, "twos")):
+    rosa.patch(model, rosa.RosaConfig(rank=64), name)
+    with torch.no_grad():
+        for p in rosa.trainable_parameters(model):
+            p.fill_(value)
+rosa.patch(model, rosa.RosaConfig(rank=64), "loaded")
+rosa.save_adapter(model, folder, "ones")
+seen, torn = set(), 0
+for number in range(50):
+    child = os.fork()
+    if child == 0:
+        for name in itertools.cycle(("twos", "ones") if number % 2 else ("ones", "twos")):
+            rosa.save_adapter(model, folder, name)
+    time.sleep(moments.uniform(0, 0.05))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    torn += any(path.suffix == ".tmp" for path in folder.iterdir())
+    rosa.load_adapter(model, folder, "loaded")
+    (value,) = {v for p in rosa.trainable_parameters(model) for v in p.unique().tolist()}
+    seen.add(value)
+print(torn, *sorted(seen))
+rosa.save_adapter(model, folder, "ones")
+print(*sorted(os.listdir(folder)))
+
+limit = (folder / "adapter_model.safetensors").stat().st_size // 2  # a disk that is full halfway
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    rosa.save_adapter(model, folder, "twos")
+except OSError as error:
+    print(error)
+print(*sorted(os.listdir(folder)))
+rosa.load_adapter(model, folder, "loaded")
+print({v for p in rosa.trainable_parameters(model) for v in p.unique().tolist()})
+"""
+
+
+def test_an_adapter_is_whole_after_50_kills_and_a_full_disk(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", KILL_WHILE_SAVING, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    torn, files, error, files_after, values = done.stdout.splitlines() or [done.stderr]
+    count, *seen = torn.split()
+    assert int(count) > 5 and seen == ["1.0", "2.0"]  # the kills struck while files were written
+    assert files == files_after == f"{CARD} {CONFIG} {WEIGHTS}"
+    assert error.startswith(f"the adapter could not be saved in {tmp_path}: ") and "File too large" in error
+    assert error.endswith("One that was there is whole") and values == "{1.0}"
