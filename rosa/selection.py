@@ -351,8 +351,8 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         own = state_dict.get("layer_selection")
         if own is None:
             raise ValueError(
-                "this state has no 'layer_selection': it is of an optimizer without DLS, or something kept only what all "
-                "optimizers have, as Accelerate's save_state does under FSDP2 (there, save and load `state_dict()` "
+                "this state has no 'layer_selection': it is of an optimizer without DLS, or something kept only what "
+                "all optimizers have, as Accelerate's save_state does under FSDP2 (there, save and load `state_dict()` "
                 "yourself). Load it into `.optimizer` to begin selecting anew"
             )
         if own["num_layers"] != self.num_layers:

@@ -73,7 +73,7 @@ def rows(t: Tensor) -> Tensor:
     """`[batch, seq, width]` as `[batch * seq, width]`, a view wherever batch and sequence lie one behind the other."""
     if t.shape[0] == 1:
         return t[0]  # keeps the stride even of a single row, which reshape would set anew
-    return t.reshape(-1, t.shape[-1])
+    return t.reshape(t.shape[0] * t.shape[1], t.shape[2])  # not -1: a signal of no heads has no columns
 
 
 def empty_heads(like: Tensor, sequence_major: bool) -> Tensor:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from pathlib import Path
@@ -135,16 +136,12 @@ class Finding(NamedTuple):
     words: tuple[str, ...]
 
 
+@functools.cache
 def find(family: str) -> Finding:
     """Builds the family's tiny model without values and probes it."""
-    problem = None
-    try:
-        model = make_model(family, "meta")
-    except Exception as error:
-        problem = _one_line(f"{type(error).__name__}: {error}")
-        model = _default_model(family)
-        if model is None:
-            return Finding(family, "not built", (problem,))
+    model, problem = blank_model(family)
+    if model is None:
+        return Finding(family, "not built", (problem,))
     try:
         sites = rotary_sites(model)
     except rosa.UnsupportedModelError as error:
@@ -164,13 +161,17 @@ def find(family: str) -> Finding:
     )
 
 
-def _default_model(family: str) -> nn.Module | None:
-    """A model of the family's default size, without values: enough to see why it is refused."""
+def blank_model(family: str) -> tuple[nn.Module | None, str | None]:
+    """A model without values, tiny or, with what went wrong there, of the default size: enough to see it refused."""
+    try:
+        return make_model(family, "meta"), None
+    except Exception as error:
+        problem = _one_line(f"{type(error).__name__}: {error}")
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(CONFIG_MAPPING[family]())
+            return AutoModelForCausalLM.from_config(CONFIG_MAPPING[family]()), problem
     except Exception:
-        return None
+        return None, problem
 
 
 def _layout(shape) -> str:

@@ -11,10 +11,8 @@ import rosa
 from rosa.decoder import rotary_functions
 from rosa.probe import rotary_sites
 from rosa.rotary import family_function
-from tests.rosa.families import FAMILIES, PAGE, find, make_model, page
+from tests.rosa.families import FAMILIES, PAGE, blank_model, find, make_model, page
 
-FINDINGS = {family: find(family) for family in FAMILIES}
-SUPPORTED = [family for family, finding in FINDINGS.items() if finding.status == "supported"]
 ALPHA = 0.3
 CONFIG = rosa.RosaConfig(rank=4, r_low=0.5, alpha=ALPHA)
 
@@ -38,7 +36,7 @@ def logits(model, ids):
 
 def gradients(model, ids):
     model.zero_grad()
-    (logits(model, ids) * torch.linspace(-1, 1, 9)[None, :, None]).square().sum().backward()
+    (logits(model, ids) * torch.linspace(-1, 1, 9, device=ids.device)[None, :, None]).square().sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -121,9 +119,24 @@ def eq_4(roae, x, H, heads_at, queries):
     return x * gain
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
-def test_a_patched_model_is_the_model_and_eq_2_to_4(family, ids):
-    model = make_model(family)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_supported_or_refused_before_anything_changed(family, ids):
+    finding = find(family)
+    if finding.status == "supported":
+        a_patched_model_is_the_model_and_eq_2_to_4(make_model(family), ids, score=finding.words[-1])
+    elif finding.status == "refused":
+        patch_changes_nothing(blank_model(family)[0])
+
+
+def patch_changes_nothing(model):
+    before = {name: (id(p), p.requires_grad) for name, p in model.named_parameters()}
+    with pytest.raises(rosa.UnsupportedModelError):
+        rosa.patch(model, CONFIG)
+    assert {name: (id(p), p.requires_grad) for name, p in model.named_parameters()} == before
+    assert not rosa.is_patched(model) and not any(m._forward_pre_hooks for m in model.modules())
+
+
+def a_patched_model_is_the_model_and_eq_2_to_4(model, ids, score):
     before, keys = logits(model, ids), list(model.state_dict())
 
     rosa.patch(model, CONFIG)
@@ -145,10 +158,26 @@ def test_a_patched_model_is_the_model_and_eq_2_to_4(family, ids):
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert ours.keys() <= trained and any(name.endswith("roae.gqa_up") or name.endswith("roae.up") for name in ours)
 
-    select_layers(model, ids, FINDINGS[family].words[-1])
+    select_layers(model, ids, score)
 
     rosa.unpatch(model)
     assert torch.equal(logits(model, ids), before) and list(model.state_dict()) == keys
+
+
+KINDS_OF_ROTATION = ["deepseek_v2", "deepseek_v3", "gemma3n_text", "gemma4_text", "llama4_text", "phi", "seed_oss"]
+
+
+@pytest.mark.parametrize("family", KINDS_OF_ROTATION)
+def test_the_kernels_do_every_kind_of_rotation(family, ids, monkeypatch, kernel_device):
+    model, ids = make_model(family).to(kernel_device), ids.to(kernel_device)
+    stir(rosa.patch(model, CONFIG))
+    monkeypatch.setenv("ROSA_BACKEND", "reference")
+    expected, gradients_expected = logits(model, ids), gradients(model, ids)
+    monkeypatch.setenv("ROSA_BACKEND", "triton")
+    torch.testing.assert_close(logits(model, ids), expected, atol=1e-4, rtol=1e-4)
+    for name, gradient in gradients(model, ids).items():
+        scale = gradients_expected[name].abs().max() + 1e-6
+        torch.testing.assert_close(gradient / scale, gradients_expected[name] / scale, atol=1e-3, rtol=0)
 
 
 def select_layers(model, ids, score):
@@ -166,8 +195,9 @@ def select_layers(model, ids, score):
 
 
 def test_the_page_of_models_is_what_was_found():
-    assert PAGE.read_text(encoding="utf-8") == page(list(FINDINGS.values())), "run python -m tests.rosa.families"
-    assert len(SUPPORTED) >= 80
+    findings = [find(family) for family in FAMILIES]
+    assert PAGE.read_text(encoding="utf-8") == page(findings), "run python -m tests.rosa.families"
+    assert sum(finding.status == "supported" for finding in findings) >= 80
 
 
 TEXT = dict(

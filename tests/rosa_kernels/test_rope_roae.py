@@ -184,6 +184,23 @@ def test_outputs_and_gradients_keep_dtype_and_layout_and_inputs_are_untouched(ke
     assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
 
 
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 2), (3, 1)])
+def test_queries_and_keys_apart_are_what_they_are_together(kernel_device, backend, heads, key_heads):
+    q, k, cos, sin, signal, key_signal = make_inputs(heads=heads, key_heads=key_heads, device=kernel_device)
+    nothing, no_signal = q[:, :0], signal[..., :0]
+    directions = [torch.randn_like(q), torch.randn_like(k)]
+    leaves = [t.detach().requires_grad_() for t in (q, k, signal, key_signal)]
+    together = rope_roae(leaves[0], leaves[1], cos, sin, *leaves[2:], backend=backend)
+    q_alone, no_keys = rope_roae(leaves[0], nothing, cos, sin, leaves[2], no_signal, backend=backend)
+    no_queries, k_alone = rope_roae(nothing, leaves[1], cos, sin, no_signal, leaves[3], backend=backend)
+    assert no_keys.shape[1] == no_queries.shape[1] == 0
+    assert torch.equal(q_alone, together[0]) and torch.equal(k_alone, together[1])
+    expected = torch.autograd.grad(together, leaves, directions)
+    for ours, theirs in zip(torch.autograd.grad((q_alone, k_alone), leaves, directions), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_any_strides(kernel_device):
     _, k, cos, sin, signal, key_signal = make_inputs(device=kernel_device)
     strided = torch.randn(2, 16, 5, 8, dtype=torch.float64, device=kernel_device).permute(0, 3, 2, 1)[:, ::2]
