@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from benchmarks import scaling
 from tests.scale.worker import build, optimizer_of, result, train
 
 BETWEEN = 23  # a step between two selections, at which runs stop to be resumed
@@ -16,6 +17,7 @@ JOBS = {
     "fsdp2-skip": dict(engine="fsdp2", count=True),
     "fsdp2-mask": dict(engine="fsdp2", dls=MASK, count=True),
     "ddp-quarter": dict(engine="ddp", steps=12, dls={"k_ratio": 0.25}, count=True),
+    "fsdp2-quarter": dict(engine="fsdp2", steps=32, dls={"k_ratio": 0.25}, count=True),
     # The optimizer before the wrap, or with the inner model after it; seeds of the ranks' own; no_sync.
     "ddp-wrapped-later": dict(engine="ddp", steps=BETWEEN, wrap_first=False, by_rank=[{}, {"seed": 7}], accumulate=2),
     "ddp-inner": dict(
@@ -129,15 +131,33 @@ def test_a_single_process_resumes_from_either_engine(ran, expected, name):
     assert [s[:3] for s in history(resumed)] == [s[:3] for s in history(straight)]
 
 
-@pytest.mark.parametrize("name", ["ddp-skip", "fsdp2-skip", "ddp-quarter", "ddp-hook"])
-def test_only_gradients_of_selected_layers_cross_the_network(ran, name):
-    every = sum(v.numel() for v in ran["ddp-skip"][0]["values"].values()) * 8 - 32 * 8  # the last norm is frozen
-    every /= 2 if name == "ddp-hook" else 1  # which halves what it sends
-    share = 0.25 if name == "ddp-quarter" else 0.5
+def trained_layers(name, made):
+    """The layers that compute gradients in each step: all before the first selection and at each, as any may be chosen
+    there."""
+    steps = JOBS[name].get("steps", 50)
+    chosen = {s[0]: s[1] for s in history(made)}
+    return [(0, 1, 2, 3) if step < 5 or step % 5 == 0 else chosen[step - step % 5] for step in range(1, steps + 1)]
+
+
+@pytest.mark.parametrize("name", ["ddp-skip", "fsdp2-skip", "ddp-quarter", "fsdp2-quarter", "ddp-hook"])
+def test_only_gradients_of_layers_that_train_cross_the_network(ran, name):
+    sizes = scaling.sizes(build())
+    part = 0.5 if name == "ddp-hook" else 1  # the hook halves what it sends
     for made in ran[name]:
-        # All before the first selection, and at each, since any layer may be chosen.
-        whole = [step < 5 or step % 5 == 0 for step in range(1, len(made["traffic"]) + 1)]
-        assert reduced(made) == [every if all_layers else every * share for all_layers in whole]
+        expected = [part * scaling.reduced(sizes, len(layers)) for layers in trained_layers(name, made)]
+        assert reduced(made) == expected
+        share = {"ddp-quarter": 0.25, "fsdp2-quarter": 0.25}.get(name, 0.5)
+        assert min(expected) == share * max(expected)
+
+
+@pytest.mark.parametrize("name", ["fsdp2-mask", "fsdp2-skip", "fsdp2-quarter"])
+def test_fsdp2_gathers_no_layers_below_those_that_train(ran, name):
+    sizes = scaling.sizes(build())
+    for made in ran[name]:
+        lowest = [0 if name == "fsdp2-mask" else min(layers) for layers in trained_layers(name, made)]
+        assert [step["_allgather_base_"] for step in made["traffic"]] == [scaling.gathered(sizes, i) for i in lowest]
+        if name == "fsdp2-quarter":
+            assert max(lowest) > 1  # the layer below the lowest one is gathered, those further down are not
 
 
 def test_what_a_selection_sends_is_small(ran):
