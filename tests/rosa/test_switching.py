@@ -335,3 +335,13 @@ def test_what_is_sharded_or_has_no_base_is_refused(make_patched, make_model, bat
     for call in (lambda: rosa.disabled(filled).__enter__(), lambda: rosa.patch(filled, None, "second")):
         with pytest.raises(ValueError, match="no value when the model was patched, on the meta device"):
             call()
+
+
+@pytest.mark.gpu
+def test_a_resting_adapter_follows_the_model_to_its_device(make_model, batch):
+    model = stirred(rosa.patch(make_model().eval(), CONFIGS["wide"], "wide"), 1)
+    expected = logits(model, batch)
+    rosa.patch(model, CONFIGS["upper"], "upper").to("cuda")
+    rosa.set_adapter(model, "wide")
+    assert all(p.is_cuda for p in model.parameters())
+    torch.testing.assert_close(logits(model, {k: v.cuda() for k, v in batch.items()}).cpu(), expected)

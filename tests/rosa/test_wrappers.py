@@ -80,6 +80,19 @@ def test_adapters_go_from_wrapped_models_to_plain_ones_and_back(
     torch.testing.assert_close(model(**batch).logits, logits)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ddp_still_sees_every_gradient_after_a_reference_pass(process_group, make_patched, batch, dtype):
+    plain = make_patched(num_hidden_layers=2, dtype=dtype).train()
+    ddp = DistributedDataParallel(make_patched(num_hidden_layers=2, dtype=dtype).train())
+    for _ in range(2):
+        with rosa.disabled(ddp), torch.no_grad():
+            ddp(**batch)
+        for model in (plain, ddp):
+            model(**batch).loss.backward()
+    for ours, theirs in zip(rosa.trainable_parameters(ddp), rosa.trainable_parameters(plain), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
 def test_a_model_inside_a_module_of_ones_own(make_patched, batch, tmp_path):
     class WithValueHead(nn.Module):
         def __init__(self, model):
