@@ -10,6 +10,11 @@ import rosa
 BASES = [torch.float32, torch.bfloat16, torch.float16]
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    return request.param
+
+
 def names(value):
     return str(value).removeprefix("torch.")
 
@@ -20,7 +25,7 @@ def train(model, batch, *, steps, lr, autocast=None, scaler=None):
     optimizer = rosa.DynamicLayerSelection(adamw, model, interval=3)
     losses = []
     for _ in range(steps):
-        with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
+        with torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
             loss = model(**batch).loss
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
@@ -33,21 +38,22 @@ def train(model, batch, *, steps, lr, autocast=None, scaler=None):
     return losses, optimizer
 
 
-def make_scaler(autocast, base):
+def make_scaler(device, autocast, base):
     """A GradScaler that grows soon; one that does nothing where no number is a float16."""
     enabled = torch.float16 in (autocast, base)
-    return torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=10, enabled=enabled)
+    return torch.amp.GradScaler(device, init_scale=256.0, growth_interval=10, enabled=enabled)
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16], ids=names)
 @pytest.mark.parametrize("base", BASES, ids=names)
 @pytest.mark.parametrize("family", ["qwen2", "gemma2"], indirect=True)
-def test_training_lowers_the_loss_and_leaves_the_base_alone(family, make_model, batch, base, autocast):
-    model = rosa.patch(make_model(family, dtype=base), rosa.RosaConfig(rank=4)).train()
+def test_training_lowers_the_loss_and_leaves_the_base_alone(family, make_model, batch, base, autocast, device):
+    model = rosa.patch(make_model(family, dtype=base).to(device), rosa.RosaConfig(rank=4)).train()
+    batch = {name: value.to(device) for name, value in batch.items()}
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {p.dtype for p in rosa.trainable_parameters(model)} == {torch.float32}
-    scaler = make_scaler(autocast, base)
+    scaler = make_scaler(device, autocast, base)
     losses, optimizer = train(model, batch, steps=30, lr=1e-2, autocast=autocast, scaler=scaler)
     assert sum(losses[-5:]) < sum(losses[:5]) - 0.05 and len(optimizer.history) >= 9
     after = dict(model.named_parameters())
@@ -57,10 +63,11 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(family, make_model, 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16], ids=names)
 @pytest.mark.parametrize("base", BASES, ids=names)
-def test_a_small_step_moves_every_parameter(make_patched, batch, base, autocast):
-    model = make_patched(dtype=base, initializer_range=0.3).train()
+def test_a_small_step_moves_every_parameter(make_patched, batch, base, autocast, device):
+    model = make_patched(dtype=base, initializer_range=0.3).train().to(device)
+    batch = {name: value.to(device) for name, value in batch.items()}
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    train(model, batch, steps=1, lr=1e-5, autocast=autocast, scaler=make_scaler(autocast, base))
+    train(model, batch, steps=1, lr=1e-5, autocast=autocast, scaler=make_scaler(device, autocast, base))
     for name, parameter in model.named_parameters():
         if name in before:
             moved = (parameter != before[name]).float().mean()
