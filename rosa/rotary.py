@@ -40,6 +40,15 @@ class AdaptedCos(NamedTuple):
         """What attention modules do to a complex cos + i sin before they rotate."""
         return self._replace(cos=self.cos.to(device))
 
+    def _is_no_tensor(self) -> None:
+        raise RuntimeError(
+            "a rotary function that serves no adapter was handed an adapted module's cos: another library replaced the "
+            "family's function after this model was compiled. Let that library leave it alone (Liger: rope=False), or "
+            "compile the model after it"
+        )
+
+    shape = unsqueeze = property(_is_no_tensor)  # what a function that takes it for a tensor asks first
+
 
 class RotaryLayout(NamedTuple):
     """How a family's rotary function pairs the elements of a head and reads cos and sin.
@@ -112,7 +121,9 @@ def attach(attention: nn.Module, name: str, adapter: nn.Module) -> list[Removabl
     # Modules within attention that rotate something of their own, such as the indexers of sparse attention.
     inner = [m for m in attention.modules() if m is not attention and rotary_functions(type(m)) is not None]
     hooks = [m.register_forward_pre_hook(_hand_back, with_kwargs=True) for m in inner]
-    return [attention.register_forward_pre_hook(functools.partial(_hand_over, name), with_kwargs=True), *hooks]
+    at = list(inspect.signature(type(attention).forward).parameters).index("position_embeddings") - 1  # without self
+    hand_over = functools.partial(_hand_over, name, at)
+    return [attention.register_forward_pre_hook(hand_over, with_kwargs=True), *hooks]
 
 
 def serve_adapters(attention_class: type[nn.Module]) -> list[str]:
@@ -153,15 +164,15 @@ def _serves(function: Callable) -> bool:
     return getattr(function, "serves_rotary_adapters", None) is function
 
 
-def _hand_over(name: str, attention: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Forward pre-hook of an adapted attention module: puts an AdaptedCos where cos stood."""
+def _hand_over(name: str, at: int, attention: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Forward pre-hook of an adapted attention module: puts an AdaptedCos where cos stood, which is in the argument
+    `position_embeddings` or, where that has no name, in the one at place `at`."""
     if getattr(attention, name, None) is None:  # the adapter that is switched in leaves this module out
         return args, kwargs
     hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     adapter = functools.partial(getattr, attention, name)
     if not torch.compiler.is_compiling():
         _go_on_serving(type(attention))
-    at = _position_of_embeddings(type(attention))
     embeddings = kwargs["position_embeddings"] if "position_embeddings" in kwargs else args[at]
     if isinstance(embeddings, Tensor):
         embeddings = AdaptedCos(embeddings, hidden_states, adapter)
@@ -183,12 +194,6 @@ def _hand_back(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dic
         return (value[0].cos, value[1]) if adapted else value
 
     return tuple(own(value) for value in args), {name: own(value) for name, value in kwargs.items()}
-
-
-@functools.cache
-def _position_of_embeddings(attention_class: type[nn.Module]) -> int:
-    """Where forward takes `position_embeddings`, self not counted."""
-    return list(inspect.signature(attention_class.forward).parameters).index("position_embeddings") - 1
 
 
 def read_call(function: Callable, args: tuple, kwargs: dict) -> RotaryCall | None:

@@ -53,6 +53,18 @@ def test_liger_after_patch_is_noticed_and_changes_nothing_in_adapted_layers(make
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 
+def test_a_function_replaced_after_compilation_is_named(make_patched, batch, monkeypatch):
+    def rotate(q, k, cos, sin, unsqueeze_dim=1):
+        return q * cos.unsqueeze(unsqueeze_dim), k
+
+    model = make_patched()
+    compiled = torch.compile(model, backend="eager")
+    compiled(**batch, use_cache=False)
+    monkeypatch.setattr(modeling_qwen2, "apply_rotary_pos_emb", rotate)
+    with pytest.raises(RuntimeError, match="another library replaced the family's function after this model was comp"):
+        compiled(**batch, use_cache=False)
+
+
 def test_use_liger_kernel_of_the_trainers_arguments(make_patched, batch, tmp_path):
     arguments = TrainingArguments(
         str(tmp_path), report_to=[], max_steps=2, use_liger_kernel=True, liger_kernel_config=ROPE_ALONE, use_cpu=True
