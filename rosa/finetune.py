@@ -122,8 +122,9 @@ def finetune(job: FinetuneArguments, args: TrainingArguments) -> None:
     if trainer.is_world_process_zero():
         print_trainable_parameters(model)
     trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.is_world_process_zero():
+    if trainer.is_world_process_zero() or trainer.is_fsdp_enabled:  # whose shards all ranks bring
         save_adapter(model, output)
+    if trainer.is_world_process_zero():
         tokenizer.save_pretrained(output)
         print(f"adapter saved in {output}")
 

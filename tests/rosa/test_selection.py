@@ -483,7 +483,7 @@ def test_states_that_do_not_fit_are_refused_and_change_nothing(make_patched, bat
     model = make_patched().train()
     optimizer = wrap(model)
     train(model, optimizer, batch, 6)
-    with pytest.raises(ValueError, match=r"no 'layer_selection'.*load it into `.optimizer`"):
+    with pytest.raises(ValueError, match=r"no 'layer_selection'.*Load it into `.optimizer`"):
         optimizer.load_state_dict(optimizer.optimizer.state_dict())
     with pytest.raises(ValueError, match="selects among 2 layers, the model has 4"):
         optimizer.load_state_dict(wrap(make_patched(num_hidden_layers=2)).state_dict())

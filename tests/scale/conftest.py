@@ -28,7 +28,7 @@ def launch(launcher, script, *arguments, seconds=240):
     process = subprocess.Popen(
         [sys.executable, *command, str(Path(__file__).with_name(script)), *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

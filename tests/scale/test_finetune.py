@@ -10,6 +10,8 @@ from rosa.trainer import last_checkpoint
 from tests.rosa.conftest import make_patched
 from tests.scale.finetune import STEPS, make_trainer, values
 
+CPU_BUILD = pytest.mark.skipif(torch.backends.cuda.is_built(), reason="fully_shard would take to the GPU by itself")
+
 
 @pytest.fixture(scope="module")
 def relay(launch, tmp_path_factory):
@@ -23,6 +25,7 @@ def relay(launch, tmp_path_factory):
     return folder, made
 
 
+@CPU_BUILD
 def test_a_run_goes_on_under_any_other_engine(relay, tmp_path):
     folder, made = relay
     assert [made[launcher][0]["engine"] for launcher in made] == ["DistributedType.MULTI_CPU", "DistributedType.FSDP"]
@@ -37,6 +40,7 @@ def test_a_run_goes_on_under_any_other_engine(relay, tmp_path):
     assert not all(torch.equal(value, values(make_trainer(tmp_path))[name]) for name, value in theirs.items())
 
 
+@CPU_BUILD
 def test_checkpoints_of_sharded_models_hold_the_whole_adapter_and_no_base(relay):
     folder, made = relay
     checkpoints = {step: {file.name for file in (folder / f"checkpoint-{step}").iterdir()} for step in (6, 9)}

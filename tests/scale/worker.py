@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -41,9 +42,10 @@ def rows(step):
 
 def shard(model):
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for layer in base.model.layers:
-        fully_shard(layer)
-    return fully_shard(model)
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
 
 
 def optimizer_of(model, dls):
