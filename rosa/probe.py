@@ -89,7 +89,10 @@ def probe(model: nn.Module, name: str, attention: nn.Module) -> RotaryShape | No
     layer_type = _layer_type(attention)
     if layer_type in _types_without_rotation(attention):
         return None
-    embeddings = _position_embeddings(model, name, attention, layer_type)
+    rotary = _rotary_embedding(model, name)
+    if rotary is None:
+        return None
+    embeddings = _position_embeddings(rotary, attention, layer_type)
     watched = _watch(model, name, attention, embeddings)
     if not watched:
         return None
@@ -120,19 +123,20 @@ def _types_without_rotation(attention: nn.Module) -> list[str]:
     return [layer_type for layer_type, own in parameters.items() if own is None]
 
 
-def _position_embeddings(
-    model: nn.Module, name: str, attention: nn.Module, layer_type: str | None
-) -> Tensor | tuple[Tensor, Tensor]:
-    """(cos, sin) or cos + i sin as the model gives it to this attention module, from the nearest rotary embedding above
-    it."""
+def _rotary_embedding(model: nn.Module, name: str) -> nn.Module | None:
+    """The nearest rotary embedding above the attention module; models without position embeddings have none."""
     for depth in range(name.count("."), -1, -1):
         above = model.get_submodule(".".join(name.split(".")[:depth]))
-        embeddings = [m for m in above.modules() if _frequencies(m) is not None]
-        if embeddings:
-            break
-    else:
-        raise UnsupportedModelError(f"{_described(attention)}: {type(model).__name__} has no rotary embedding above it")
-    rotary = embeddings[0]
+        for module in above.modules():
+            if _frequencies(module) is not None:
+                return module
+    return None
+
+
+def _position_embeddings(
+    rotary: nn.Module, attention: nn.Module, layer_type: str | None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """(cos, sin) or cos + i sin as the rotary embedding gives it to layers of this type."""
     device = _frequencies(rotary).device
     positions = torch.arange(TOKENS, device=device)[None]
     arguments = {"x": torch.empty(1, TOKENS, 1, device=device), "position_ids": positions}
