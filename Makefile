@@ -10,7 +10,7 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	# torch first and pinned, so that nothing below brings another build of it.
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,bench,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,examples,deepspeed,bench,dev]'
 	touch $@
 
 demo: install

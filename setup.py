@@ -22,6 +22,8 @@ setup(
     ],
     extras_require={
         "train": ["accelerate>=1.10", "datasets>=4.0", "peft>=0.18", "matplotlib>=3.8"],
+        "examples": ["trl>=1.16"],
+        "deepspeed": ["deepspeed>=0.19.8"],
         "bench": ["pytest-benchmark>=5", "liger-kernel>=0.7", "matplotlib>=3.8"],
         "dev": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.12", "bitsandbytes>=0.50", "torchao>=0.18"],
     },
