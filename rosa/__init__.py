@@ -16,6 +16,7 @@ from rosa.patching import (
 )
 from rosa.selection import DynamicLayerSelection, Selection
 from rosa.switching import active_adapter, adapter_names, delete_adapter, disabled, set_adapter
+from rosa.zero import layer_groups
 
 if TYPE_CHECKING:
     from rosa.trainer import RosaTrainer
@@ -34,6 +35,7 @@ __all__ = [
     "delete_adapter",
     "disabled",
     "is_patched",
+    "layer_groups",
     "load_adapter",
     "patch",
     "print_trainable_parameters",

@@ -31,9 +31,25 @@ class Engine:
     def flags_changed(self) -> None:
         """Called when other parameters than before require gradients, between two steps."""
 
-    def squared_norm(self, parameter: nn.Parameter) -> Tensor:
-        """The squared L2 norm of the parameter's whole gradient, a float32 scalar."""
-        return whole(parameter.grad.float().square().sum())
+    def extent(self, groups: list[dict[str, Any]]) -> tuple[bool, bool]:
+        """Whether a call of the optimizer with these param groups begins a step, and whether it ends it."""
+        return True, True
+
+    def step(self, optimizer: torch.optim.Optimizer, selected: tuple[int, ...]) -> None:
+        """Steps the optimizer; the gradients of layers that are not selected are None."""
+        optimizer.step()
+
+    def drop(self, parameter: nn.Parameter) -> None:
+        """Takes away a gradient that backward has just computed."""
+        parameter.grad = None
+
+    def saw_backward(self, parameters: list[nn.Parameter]) -> bool:
+        """Whether any of the parameters has a gradient on this rank."""
+        return any(parameter.grad is not None for parameter in parameters)
+
+    def squared_norm(self, parameter: nn.Parameter) -> Tensor | None:
+        """The squared L2 norm of the parameter's whole gradient, a float32 scalar; None where there is none."""
+        return None if parameter.grad is None else whole(parameter.grad.float().square().sum())
 
     def reduce_unmanaged(self, parameters: list[nn.Parameter]) -> None:
         """Averages gradients of parameters that the engine may not know, since they do not always require them."""
@@ -96,16 +112,8 @@ class DDP(Engine):
         for hook, state in hooks:
             self.ddp.register_comm_hook(state, hook)
 
-    def squared_norm(self, parameter: nn.Parameter) -> Tensor:
-        """The squared L2 norm of the parameter's whole gradient, a float32 scalar."""
-        return whole(parameter.grad.float().square().sum())
-
     def reduce_unmanaged(self, parameters: list[nn.Parameter]) -> None:
-        for parameter in parameters:
-            if parameter.grad is None:  # this rank did not use it, another may have
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad, group=self.ddp.process_group)
-            parameter.grad /= self.ddp.process_group.size()
+        average_gradients(parameters, self.ddp.process_group)
 
 
 class FSDP2(Engine):
@@ -135,6 +143,15 @@ def engine_of(model: nn.Module, parameter: nn.Parameter) -> Engine | None:
 def running_ddp() -> DistributedDataParallel | None:
     """The DDP module whose forward is running."""
     return DistributedDataParallel._get_active_ddp_module() if dist.is_available() and dist.is_initialized() else None
+
+
+def average_gradients(parameters: list[nn.Parameter], group: dist.ProcessGroup) -> None:
+    """Averages whole gradients over the ranks of the group."""
+    for parameter in parameters:
+        if parameter.grad is None:  # this rank did not use it, another may have
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad, group=group)
+        parameter.grad /= group.size()
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from rosa.decoder import DecoderLayer, decoder_layers
 from rosa.errors import UnsupportedModelError
 from rosa.patching import is_patched, trainable_parameters
 from rosa.record import patched
+from rosa.zero import Zero
 
 MODES = ("skip", "mask")
 SCORES = ("norms", "adapter")
@@ -124,7 +125,7 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         self.history: list[Selection] = []
         self._steps = 0
         self._generator = torch.Generator("cpu").manual_seed(seed)
-        self._score_only_flags = [p.requires_grad for layer in self._layers for p in layer.score_only]
+        self._score_only_flags = [p.requires_grad for p in self._score_only]
         self.unfreeze()
         self._forward_seen = False
         self._watch_forward()
@@ -167,24 +168,23 @@ class DynamicLayerSelection(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._bind()
-        self._check_ranks()
-        if self._selects(self._steps + 1):
-            selection = self._engine.first(self._select(self._steps + 1))
-            self.history.append(selection)
-            self.selected_layers = selection.layers
+        begins, ends = self._engine.extent(self.param_groups)
+        if begins:
+            self._begin_step()
         for layer in self._layers:
             _drop_gradients(layer.score_only)
             if layer.index not in self.selected_layers:
                 _drop_gradients(layer.parameters)
-        self.optimizer.step()
-        self._steps += 1
-        self._prepare_next_step()
+        self._engine.step(self.optimizer, self.selected_layers)
+        if ends:
+            self._prepare_next_step()
         return loss
 
     def unfreeze(self) -> None:
         """Gives every parameter the requires_grad flag it had at first; the next `step` freezes again."""
-        score_only = [p for layer in self._layers for p in layer.score_only]
-        self._set_flags([(layer, True) for layer in self._layers], zip(score_only, self._score_only_flags, strict=True))
+        self._set_flags(
+            [(layer, True) for layer in self._layers], zip(self._score_only, self._score_only_flags, strict=True)
+        )
         self._holds = False
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -192,6 +192,18 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         super().zero_grad(set_to_none)
         for layer in self._layers:
             _drop_gradients(layer.score_only)
+
+    @property
+    def _score_only(self) -> list[nn.Parameter]:
+        return [p for layer in self._layers for p in layer.score_only]
+
+    def _begin_step(self) -> None:
+        self._check_ranks()
+        if self._selects(self._steps + 1):
+            selection = self._engine.first(self._select(self._steps + 1))
+            self.history.append(selection)
+            self.selected_layers = selection.layers
+        self._steps += 1
 
     def _selects(self, step: int) -> bool:
         return step > self.warmup_steps and step % self.interval == 0
@@ -209,15 +221,15 @@ class DynamicLayerSelection(torch.optim.Optimizer):
     def _score(self, step: int) -> tuple[float, ...]:
         """Eq. 5: sqrt(|grad attn norm|^2 + |grad ffn norm|^2) of every layer, or the same over its adapter; a layer
         that took no part scores 0."""
-        if all(p.grad is None for layer in self._layers for p in layer.scored):
+        if not self._engine.saw_backward([p for layer in self._layers for p in layer.scored]):
             scored = self.score.removesuffix("s")
             raise RuntimeError(
                 f"step {step} selects layers, but no {scored} has a gradient: call backward() before step()"
             )
-        self._engine.reduce_unmanaged([p for layer in self._layers for p in layer.score_only])
+        self._engine.reduce_unmanaged(self._score_only)
         squares, device = [], self._layers[0].scored[0].device
         for layer in self._layers:
-            parts = [self._engine.squared_norm(p).to(device) for p in layer.scored if p.grad is not None]
+            parts = [norm.to(device) for norm in map(self._engine.squared_norm, layer.scored) if norm is not None]
             squares.append(sum(parts, torch.zeros((), device=device)))
         scores = tuple(torch.stack(squares).sqrt().tolist())
         for layer, score in zip(self._layers, scores, strict=True):
@@ -231,7 +243,7 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         """At a selection step every layer computes gradients, since any may be chosen."""
         selects, freezes = self._selects(self._steps + 1), self._may_freeze()
         trains = [(layer, selects or not freezes or layer.index in self.selected_layers) for layer in self._layers]
-        self._set_flags(trains, [(p, selects) for layer in self._layers for p in layer.score_only])
+        self._set_flags(trains, [(p, selects) for p in self._score_only])
         self._holds = True
 
     def _may_freeze(self) -> bool:
@@ -259,6 +271,11 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         held = [p for group in self.param_groups for p in group["params"]]
         if self._held and all(old is new for old, new in zip(self._held, held, strict=False)):
             return
+        if self._held and not any(new is p for new in held for p in self._model.parameters()):
+            if not isinstance(self._engine, Zero):
+                trained = [p for layer in self._layers for p in layer.parameters]
+                self._set_engine(Zero(self.param_groups, self.score, trained, self._score_only))
+            return
         self._layers, self._held = _layers(self.optimizer, self._model, self.score), held
         self._drop_gradients_as_they_come()
         engine = parallel.engine_of(self._model, self._layers[0].parameters[0])
@@ -285,7 +302,7 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         def drop(index: int, parameter: nn.Parameter) -> None:
             selection = reference()
             if selection is not None and selection._drops(index):
-                parameter.grad = None
+                selection._engine.drop(parameter)
 
         for layer in self._layers:
             for parameter in layer.parameters:
