@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from rosa import zero
 from rosa.card import MARK, model_card
 from rosa.config import RosaConfig
 from rosa.errors import AdapterError
@@ -37,7 +38,7 @@ CARD_NAME = "README.md"
 def save_adapter(model: nn.Module, folder: str | os.PathLike, adapter_name: str | None = None) -> None:
     """Saves what RoSA trained in a patched model, the RoAE weights and, if trained, the norms; with a model card.
 
-    Of a model sharded by FSDP2 every rank calls this, and the first one writes.
+    Of a model sharded by FSDP2 or ZeRO-3 every rank calls this, and the first one writes.
 
     Args:
         model (nn.Module): a patched model, wrapped or not; the names in the file are those of the plain model.
@@ -53,8 +54,10 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, adapter_name: str 
     adapter = patched(model)[1].adapter(adapter_name)
     if any(tensor.is_meta for tensor in adapter.tensors().values()):
         raise ValueError("this model is on the meta device: its adapter has no values to save")
-    tensors = {name: whole(tensor).cpu().contiguous() for name, tensor in adapter.tensors().items()}
-    if any(isinstance(tensor, DTensor) for tensor in adapter.tensors().values()) and dist.get_rank() != 0:
+    parameters = list(adapter.parameters().values())
+    with zero.gathered(parameters):
+        tensors = {name: whole(tensor).cpu().contiguous() for name, tensor in adapter.tensors().items()}
+    if any(isinstance(p, DTensor) or zero.is_partitioned(p) for p in parameters) and dist.get_rank() != 0:
         return
     description = {
         "adapter_type": "rosa",
@@ -93,7 +96,8 @@ def load_adapter(
     Raises:
         FileNotFoundError: the folder or a file in it is missing.
         AdapterError: a damaged file, an unknown format version, or an adapter for another base model.
-        ValueError: the model has an adapter of this name with another configuration, or the name does not fit.
+        ValueError: the model has an adapter of this name with another configuration, the name does not fit, or
+            DeepSpeed has the parameters.
         Nothing is changed after an error.
     """
     description, tensors = _read(_local_folder(source, revision, token))
@@ -109,6 +113,11 @@ def load_adapter(
             record.check_switchable(model)
     else:
         adapter = make_adapter(model, config, adapter_name)
+    if any(zero.is_managed(p) for p in adapter.parameters().values()):
+        raise ValueError(
+            f"DeepSpeed keeps the parameters of this {type(model).__name__} already, and would not see other values: "
+            "load the adapter before deepspeed.initialize, and not under ZeRO-3's Init"
+        )
     mismatch = _mismatch(adapter.tensors(), tensors)
     if mismatch:
         raise AdapterError(f"the weights in {source} do not fit this {type(model).__name__}: {mismatch}")

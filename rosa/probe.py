@@ -144,7 +144,7 @@ def _position_embeddings(
         arguments["layer_type"] = layer_type
     try:
         with torch.no_grad():
-            return rotary(**arguments)
+            return rotary.forward(**arguments)  # without hooks: ZeRO-3 has one that notes which modules run
     except Exception as error:
         raise UnsupportedModelError(
             f"{_described(attention)}: its {type(rotary).__name__} gives no cos and sin for layers of type "

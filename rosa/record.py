@@ -211,9 +211,17 @@ def trained_weight(norm: nn.Module, base: Tensor, dtype: torch.dtype) -> NormWei
 
     In bfloat16 a step of 1e-3 on a weight of 1 rounds to none. The norm's output keeps the input's dtype, so the model
     computes what it did.
+
+    Raises:
+        ValueError: ZeRO-3 has partitioned the norm in a narrower dtype.
     """
     widens = not isinstance(norm, nn.LayerNorm)  # whose kernels want input and weight alike
     wide = torch.promote_types(base.dtype, dtype) if widens else base.dtype
+    if wide != base.dtype and hasattr(norm.weight, "ds_id"):
+        raise ValueError(
+            f"ZeRO-3 has partitioned the norms in {base.dtype} already, and trains parameters of one dtype only: use "
+            f'RosaConfig(adapter_dtype="{str(base.dtype).removeprefix("torch.")}"), of which ZeRO keeps a float32 copy'
+        )
     return NormWeight(base.detach().to(wide, copy=True), None, True)
 
 

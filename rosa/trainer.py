@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -22,6 +23,7 @@ from rosa.parallel import shard_state, whole_state
 from rosa.patching import is_patched, trainable_parameters
 from rosa.selection import DynamicLayerSelection
 from rosa.switching import active_adapter
+from rosa.zero import check_optimizer_is_used, layer_groups
 
 
 class RosaTrainer(Trainer):
@@ -33,6 +35,7 @@ class RosaTrainer(Trainer):
     it counts positions from each row's first token, as `generate` does.
 
     A checkpoint is the same in a single process, under DDP and under FSDP2: a run under any of them resumes from it.
+    Under DeepSpeed it has DeepSpeed's own files too, from which a run of as many processes under DeepSpeed resumes.
 
     Args:
         model (nn.Module): a patched model.
@@ -46,7 +49,8 @@ class RosaTrainer(Trainer):
         layer_selection (DynamicLayerSelection or None): the wrapped optimizer, once training has begun.
 
     Raises:
-        ValueError: the model is not patched, `use_liger_kernel` is set, or Accelerate is configured for FSDP1.
+        ValueError: the model is not patched, `use_liger_kernel` is set, or Accelerate is configured for FSDP1, or
+            DeepSpeed for an optimizer of its own.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class RosaTrainer(Trainer):
             super().__init__(model, args, **kwargs)
         if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
             raise ValueError("RosaTrainer runs under FSDP2: set fsdp_version to 2 in the configuration of FSDP")
+        if self.is_deepspeed_enabled and dls is not None:
+            check_optimizer_is_used(self.accelerator.state.deepspeed_plugin.deepspeed_config)
         self.data_collator = functools.partial(_count_positions, self.data_collator)
         self.layer_selection: DynamicLayerSelection | None = None
         self.add_callback(_LogSelections(self))
@@ -74,12 +80,23 @@ class RosaTrainer(Trainer):
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise FileNotFoundError(f"{self.args.output_dir} holds no complete checkpoint to resume from")
+        if resume_from_checkpoint:
+            self._check_engine(Path(resume_from_checkpoint))
         try:
             with self._room_for_variants():
                 return super().train(resume_from_checkpoint, **kwargs)
         finally:
             if self.layer_selection is not None:
                 self.layer_selection.unfreeze()
+
+    def _check_engine(self, checkpoint: Path) -> None:
+        by_deepspeed = any(checkpoint.glob("global_step*"))
+        if by_deepspeed != self.is_deepspeed_enabled:
+            raise ValueError(
+                f"{checkpoint} was {'' if by_deepspeed else 'not '}written under DeepSpeed, which keeps the state of "
+                "training in a form of its own: resume as it was written, or begin a run from its adapter alone "
+                "(rosa.load_adapter)"
+            )
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -108,6 +125,8 @@ class RosaTrainer(Trainer):
             # checkpoints need that, and with it backward could not stop at the lowest selected layer.
             self.model.disable_input_require_grads()
         if self.dls is not None and self.layer_selection is None:
+            if self.is_deepspeed_enabled:
+                self.optimizer.param_groups = layer_groups(self.model, self.optimizer.param_groups)
             self.optimizer = self.layer_selection = DynamicLayerSelection(self.optimizer, self.model, **self.dls)
         return self.optimizer
 
@@ -123,7 +142,7 @@ class RosaTrainer(Trainer):
         return loss
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not self.is_fsdp_enabled:
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return super().save_model(output_dir, _internal_call)
         self._save(output_dir)  # Trainer would gather the whole base first
         if self.args.push_to_hub and not _internal_call:
@@ -131,7 +150,8 @@ class RosaTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         output_dir = output_dir or self.args.output_dir
-        if self.args.should_save or self.is_fsdp_enabled:  # whose shards all ranks bring, and one writes
+        # Shards are brought by all ranks, and one writes.
+        if self.args.should_save or self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
             save_adapter(self.model, output_dir)
         if not self.args.should_save:
             return
@@ -164,6 +184,8 @@ class RosaTrainer(Trainer):
         self.lr_scheduler.load_state_dict(scheduler)
 
     def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled:
+            return super()._load_best_model()
         load_adapter(self.model, self.state.best_model_checkpoint, active_adapter(self.model))
 
 

@@ -1,0 +1,64 @@
+"""Trains with RosaTrainer under DeepSpeed, stops and resumes: `zero_finetune.py FOLDER STAGE`, FOLDER with a base."""
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments, set_seed
+
+import rosa
+
+STEPS, STOP, GLOBAL_BATCH = 12, 6, 4
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+def make_trainer(folder, output, *, world=1, deepspeed=None, stop=STEPS):
+    arguments = TrainingArguments(
+        output_dir=f"{folder}/{output}", max_steps=STEPS, per_device_train_batch_size=GLOBAL_BATCH // world,
+        save_steps=STOP, logging_steps=1, learning_rate=1e-2, report_to=[], disable_tqdm=True, use_cpu=True, seed=11,
+        lr_scheduler_type="cosine", max_grad_norm=0.05, deepspeed=deepspeed,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(f"{folder}/base")  # which ZeRO-3 partitions as it comes
+    set_seed(0)
+    rosa.patch(model, rosa.RosaConfig(rank=4))
+    rows = torch.randint(3, 96, (64, 9), generator=torch.Generator().manual_seed(5))
+    data = [{"input_ids": row, "labels": row} for row in rows]
+    return rosa.RosaTrainer(model, arguments, dls={"interval": 4}, train_dataset=data, callbacks=[StopAt(stop)])
+
+
+def config(stage):
+    return {
+        # Without a threshold ZeRO-3 would leave parameters as small as these whole on every rank.
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_clipping": "auto",
+    }
+
+
+def main(folder, stage):
+    zero = dict(world=int(os.environ["WORLD_SIZE"]), deepspeed=config(stage))
+    make_trainer(folder, f"zero{stage}", stop=STOP, **zero).train()
+    resumed = make_trainer(folder, f"zero{stage}", **zero)
+    resumed.train(resume_from_checkpoint=True)
+    resumed.save_model()
+    made = {"history": [tuple(selection) for selection in resumed.layer_selection.history]}
+    try:
+        rosa.load_adapter(resumed.model, f"{folder}/zero{stage}/checkpoint-{STOP}")
+    except ValueError as error:
+        made["error"] = str(error)
+    torch.save(made, f"{folder}/zero{stage}/rank{dist.get_rank()}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    main(sys.argv[1], int(sys.argv[2]))
