@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
 .PHONY: install demo test bench lint clean
 
 install: .venv/installed
@@ -9,22 +11,27 @@ install: .venv/installed
 .venv/installed: setup.py constraints.txt
 	$(PYTHON) -m venv .venv
 	# torch first and pinned, so that nothing below brings another build of it.
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,examples,deepspeed,bench,dev]'
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[train,bench]'
+	touch $@
+
+# The tests run every library that RoSA works with.
+.venv/installed-for-tests: .venv/installed
+	$(PIP) --editable '.[train,examples,deepspeed,bench,dev]'
 	touch $@
 
 demo: install
 	$(BIN)/rosa demo
 
-test: install
-	$(BIN)/pytest --numprocesses 2
+test: .venv/installed-for-tests
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 # Without a GPU: small sizes, on the reference backend; more threads would only wait for each other. On a GPU,
 # benchmarks/gpu.sh is the one to run.
 bench: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest benchmarks
 
-lint: install
+lint: .venv/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 

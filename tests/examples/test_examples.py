@@ -16,6 +16,8 @@ import rosa
 from ..rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
 from ..scale.conftest import launch
 
+pytestmark = pytest.mark.xdist_group("examples")  # its fixtures are made once
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXPECTED = {  # of what they print, that one of the two layers was selected
     "pytorch_loop.py": r"layers \(\d,\)",
