@@ -24,6 +24,8 @@ from rosa.zero import Zero
 MODES = ("skip", "mask")
 SCORES = ("norms", "adapter")
 
+_living: weakref.WeakSet[DynamicLayerSelection] = weakref.WeakSet()
+
 
 class Selection(NamedTuple):
     """One selection: the step it was made at (from 1), the decoder layers chosen, whether by score (else at random),
@@ -118,6 +120,7 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         self._model, self._held = model, []
         self._holds = False
         self._set_engine(parallel.Engine())
+        self._succeed_older()
         self._bind()
         # The margin keeps products such as 0.29 * 100, one rounding below a whole number, on that number.
         self.k = max(1, math.floor(k_ratio * len(self._layers) + 1e-9))
@@ -284,6 +287,15 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         for layer in self._layers:
             self._engine.check_layer(layer.parameters + layer.score_only)
 
+    def _succeed_older(self) -> None:
+        """An older optimizer of these parameters, which a scheduler for example may keep alive, lets go of them."""
+        held = {id(p) for group in self.param_groups for p in group["params"]}
+        for older in list(_living):
+            shared = any(id(p) in held for layer in older._layers for p in layer.parameters)
+            if shared and older._adapter is self._adapter:
+                older.unfreeze()
+        _living.add(self)
+
     def _set_engine(self, engine: parallel.Engine) -> None:
         self._engine, self._ranks_agree = engine, False
 
@@ -306,6 +318,7 @@ class DynamicLayerSelection(torch.optim.Optimizer):
 
         for layer in self._layers:
             for parameter in layer.parameters:
+                parameter.requires_grad_(True)  # an optimizer that is gone may have left it frozen
                 parameter.register_post_accumulate_grad_hook(functools.partial(drop, layer.index))
 
     def _watch_forward(self) -> None:
@@ -343,6 +356,8 @@ class DynamicLayerSelection(torch.optim.Optimizer):
             self._set_engine(parallel.DDP(ddp))
 
     def _drops(self, index: int) -> bool:
+        if self._adapter is not None and not self._adapter.attached:  # the norms hold another adapter's weights now
+            return False
         return self._holds and index not in self.selected_layers and not self._selects(self._steps + 1)
 
     def state_dict(self) -> dict[str, Any]:

@@ -410,6 +410,23 @@ def test_mask_drops_nothing_once_its_optimizer_is_gone(make_patched, batch, gone
     assert all(p.grad is not None for p in rosa.trainable_parameters(model))
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "gone"])
+@pytest.mark.parametrize("mode", ["mask", "skip"])
+def test_a_second_optimizer_trains_all_that_the_first_one_left_out(make_patched, batch, mode, kept):
+    model = make_patched().train()
+    first = wrap(model, mode=mode, interval=2)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(first)
+    train(model, first, batch, 2)
+    assert len(first.selected_layers) == 2
+    if not kept:
+        del first, scheduler
+        gc.collect()
+    second = wrap(model, mode=mode, interval=2)
+    backward(model, batch)
+    assert second.selected_layers == (0, 1, 2, 3)
+    assert all(p.grad is not None for p in rosa.trainable_parameters(model))
+
+
 def test_zero_grad_clears_norms_that_serve_the_score_alone(make_patched, batch):
     model = make_patched(config=rosa.RosaConfig(rank=4, train_norms=False)).train()
     optimizer = wrap(model, interval=1)

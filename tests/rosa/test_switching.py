@@ -268,6 +268,18 @@ def test_layer_selection_steps_only_while_its_adapter_is_in(make_patched, batch)
     assert len(optimizer.history) == 2
 
 
+def test_layer_selection_leaves_the_norms_of_another_adapter_alone(make_patched, batch):
+    model = make_patched().train()
+    optimizer = rosa.DynamicLayerSelection(torch.optim.SGD(rosa.trainable_parameters(model), lr=0.1), model, interval=2)
+    for _ in range(2):
+        model(**batch).loss.backward()
+        optimizer.step()
+    assert len(optimizer.selected_layers) == 2
+    rosa.patch(model, CONFIGS["wide"], "second")
+    model(**batch).loss.backward()
+    assert all(p.grad is not None for p in rosa.trainable_parameters(model))
+
+
 def test_the_trainer_saves_and_resumes_the_active_adapter_under_its_name(make_patched, batch, tmp_path):
     rows = [{"input_ids": row, "labels": row} for row in batch["input_ids"]]
     arguments = TrainingArguments(str(tmp_path), max_steps=1, save_steps=1, report_to=[], use_cpu=True)
