@@ -102,9 +102,9 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def tiny_config(family: str) -> transformers.PreTrainedConfig:
+def tiny_config(family: str, **changes: Any) -> transformers.PreTrainedConfig:
     """The family's configuration at tiny size."""
-    return _with_sizes(CONFIG_MAPPING[family], OWN_SIZES.get(family, {}))
+    return _with_sizes(CONFIG_MAPPING[family], OWN_SIZES.get(family, {}) | changes)
 
 
 def _with_sizes(config_class: type, own: dict[str, Any]) -> Any:
@@ -116,11 +116,11 @@ def _with_sizes(config_class: type, own: dict[str, Any]) -> Any:
     return config_class(**{name: value for name, value in sizes.items() if value is not ...})
 
 
-def make_model(family: str, device: str = "cpu") -> nn.Module:
+def make_model(family: str, device: str = "cpu", **changes: Any) -> nn.Module:
     """A tiny model of the family, in float32 and for inference."""
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(tiny_config(family), attn_implementation="eager").eval()
+        model = AutoModelForCausalLM.from_config(tiny_config(family, **changes), attn_implementation="eager").eval()
     if device != "meta":
         with torch.no_grad():  # initial weights are so small that attention is nearly uniform
             for parameter in model.parameters():

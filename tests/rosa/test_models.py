@@ -200,6 +200,25 @@ def test_the_page_of_models_is_what_was_found():
     assert sum(finding.status == "supported" for finding in findings) >= 80
 
 
+SCALINGS = {
+    "linear": dict(factor=4.0),
+    "dynamic": dict(factor=4.0),  # another base once the text is longer than 6 tokens
+    "yarn": dict(factor=4.0, original_max_position_embeddings=6),  # scales cos and sin
+    "longrope": dict(
+        short_factor=[1.0] * 8, long_factor=[4.0] * 8, factor=4.0, original_max_position_embeddings=6
+    ),
+    "llama3": dict(factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+def test_scaled_rotation(kind, ids):
+    rope = dict(rope_type=kind, rope_theta=1e4, **SCALINGS[kind])
+    length = 24 if "original_max_position_embeddings" in rope else 6
+    model = make_model("llama", rope_parameters=rope, max_position_embeddings=length)
+    a_patched_model_is_the_model_and_eq_2_to_4(model, ids, score="norms")
+
+
 TEXT = dict(
     vocab_size=96, hidden_size=64, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, head_dim=16, max_position_embeddings=128, pad_token_id=0,
