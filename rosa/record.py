@@ -66,7 +66,7 @@ class Adapter:
     def attach(self) -> None:
         """Puts its modules and its norm weights into the model."""
         self._add_modules()
-        self._exchange(self.weights)
+        self._exchange({n: w._replace(data=_widened(self.norms[n], w.data)) for n, w in self.weights.items()})
         widened = [norm for name, norm in self.norms.items() if norm.weight.dtype != self.weights[name].data.dtype]
         self.hooks = [norm.register_forward_hook(_keep_dtype) for norm in widened]
 
@@ -75,7 +75,7 @@ class Adapter:
         for hook in self.hooks:
             hook.remove()
         self.hooks = []
-        self._exchange(self.weights)
+        self._exchange({n: w._replace(data=self._as_the_model(n, w.data)) for n, w in self.weights.items()})
         self._remove_modules()
 
     @contextmanager
@@ -99,6 +99,12 @@ class Adapter:
                     f"{name} had no value when the model was patched, on the meta device, so there is no base to "
                     "switch to: load the base's weights before rosa.patch, or use train_norms=False"
                 )
+
+    def _as_the_model(self, name: str, base: Tensor) -> Tensor:
+        """The weight of the base's norm, in the dtype that the model was cast to since the adapter was attached."""
+        norm = self.norms[name]
+        cast = norm.weight.dtype != _trained_dtype(norm, base.dtype, self.config.torch_dtype)
+        return base.to(norm.weight.dtype) if cast else base
 
     def _own(self) -> dict[str, nn.Parameter]:
         return {
@@ -215,14 +221,23 @@ def trained_weight(norm: nn.Module, base: Tensor, dtype: torch.dtype) -> NormWei
     Raises:
         ValueError: ZeRO-3 has partitioned the norm in a narrower dtype.
     """
-    widens = not isinstance(norm, nn.LayerNorm)  # whose kernels want input and weight alike
-    wide = torch.promote_types(base.dtype, dtype) if widens else base.dtype
+    wide = _trained_dtype(norm, base.dtype, dtype)
     if wide != base.dtype and hasattr(norm.weight, "ds_id"):
         raise ValueError(
             f"ZeRO-3 has partitioned the norms in {base.dtype} already, and trains parameters of one dtype only: use "
             f'RosaConfig(adapter_dtype="{str(base.dtype).removeprefix("torch.")}"), of which ZeRO keeps a float32 copy'
         )
     return NormWeight(base.detach().to(wide, copy=True), None, True)
+
+
+def _trained_dtype(norm: nn.Module, base: torch.dtype, adapter: torch.dtype) -> torch.dtype:
+    widens = not isinstance(norm, nn.LayerNorm)  # whose kernels want input and weight alike
+    return torch.promote_types(base, adapter) if widens else base
+
+
+def _widened(norm: nn.Module, weight: Tensor) -> Tensor:
+    """An adapter's weight for a norm of the base, which may have another dtype than when the adapter was made."""
+    return weight.to(_trained_dtype(norm, norm.weight.dtype, weight.dtype))
 
 
 def _exchange(weight: nn.Parameter, incoming: NormWeight) -> NormWeight:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from transformers import TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 
 import rosa
 
@@ -96,6 +96,27 @@ def test_unpatch_is_exact_from_any_adapter(make_model, batch, dtype, last):
         rosa.delete_adapter(model, name)
     assert rosa.adapter_names(model) == [last]
     assert same(fingerprint(rosa.unpatch(model)), before)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi"], ids=["rms-norm", "layer-norm"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=["bfloat16", "float64"])
+def test_a_model_that_is_cast_with_adapters_goes_on_as_one_of_that_dtype(batch, family, dtype):
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, vocab_size=96)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes)).eval()
+    plain = copy.deepcopy(model).to(dtype)
+    for seed, name in enumerate(("resting", "active")):
+        stirred(rosa.patch(model, rosa.RosaConfig(rank=4, r_low=0.5), name), seed)
+    rosa.set_adapter(model, "resting")
+    expected = logits(model, batch)
+    rosa.set_adapter(model, "active")
+    model.to(dtype)
+    assert logits(model, batch).dtype == dtype
+    rosa.set_adapter(model, "resting")
+    torch.testing.assert_close(logits(model, batch), expected.to(dtype), atol=0.05, rtol=0.05)
+    rosa.unpatch(model)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert torch.equal(logits(model, batch), logits(plain, batch))
 
 
 def test_only_the_active_adapter_trains_is_counted_and_stands_in_the_model(make_model):
