@@ -48,6 +48,23 @@ class _Layer(NamedTuple):
         return [weight for weight in self.scored if not any(weight is p for p in self.parameters)]
 
 
+class _Watch:
+    """A forward pre-hook that belongs to one optimizer: copies and pickles of the model go without it."""
+
+    def __init__(self, watch: Callable[[nn.Module, tuple], None]):
+        self._watch = watch
+
+    def __call__(self, module: nn.Module, args: tuple) -> None:
+        self._watch(module, args)
+
+    def __reduce__(self) -> tuple:
+        return functools.partial, (_unwatched,)
+
+
+def _unwatched(module: nn.Module, args: tuple) -> None:
+    """What a copy of the model has instead."""
+
+
 class DynamicLayerSelection(torch.optim.Optimizer):
     """Wraps an optimizer so that only selected decoder layers train (Algorithm 1 of the paper).
 
@@ -345,7 +362,7 @@ class DynamicLayerSelection(torch.optim.Optimizer):
 
         name = decoder_layers(self._model)[0].name.rpartition(".")[0]  # of the list of layers
         runs_layers = self._model.get_submodule(name.rpartition(".")[0])
-        weakref.finalize(self, runs_layers.register_forward_pre_hook(watch).remove)
+        weakref.finalize(self, runs_layers.register_forward_pre_hook(_Watch(watch)).remove)
 
     def _note_forward(self) -> None:
         if not torch.is_grad_enabled():

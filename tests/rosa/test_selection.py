@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import io
 
 import pytest
 import torch
@@ -425,6 +426,19 @@ def test_a_second_optimizer_trains_all_that_the_first_one_left_out(make_patched,
     backward(model, batch)
     assert second.selected_layers == (0, 1, 2, 3)
     assert all(p.grad is not None for p in rosa.trainable_parameters(model))
+
+
+def test_a_model_with_layer_selection_is_pickled_and_copied_without_it(make_patched, batch):
+    model = make_patched().eval()
+    optimizer = wrap(model)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for twin in (torch.load(file, weights_only=False), copy.deepcopy(model)):
+        assert torch.equal(twin(**batch).logits, model(**batch).logits)
+        optimizer._forward_seen = False
+        twin(**batch)
+        assert not optimizer._forward_seen
 
 
 def test_zero_grad_clears_norms_that_serve_the_score_alone(make_patched, batch):
