@@ -6,6 +6,7 @@ and compared with RoPE in every known layout. Nothing is read off the family's n
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterator
@@ -283,8 +284,9 @@ def _layout(
     for layout in _known_layouts(call, cos):
         if layout.rotary_dim > head_dim or (layout.deinterleaves and layout.rotary_dim != head_dim):
             continue
-        q, k = torch.randn(2, 1, 2, TOKENS, head_dim, generator=generator, device="cpu").to(device)
-        cos, sin = torch.randn(2, 1, TOKENS, layout.rotary_dim // 2, generator=generator, device="cpu").to(device)
+        draw = functools.partial(torch.randn, generator=generator, dtype=torch.float32, device="cpu")
+        q, k = draw(2, 1, 2, TOKENS, head_dim).to(device)
+        cos, sin = draw(2, 1, TOKENS, layout.rotary_dim // 2).to(device)
         if _agrees(function, call, layout, q, k, cos, sin):
             return layout
     return None

@@ -112,6 +112,16 @@ def test_unpatch_restores_the_model_exactly(family, make_model, stir, batch, dty
     assert same(fingerprint(model), before)
 
 
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_does_not_matter(make_model, default):
+    torch.set_default_dtype(default)
+    try:
+        model = rosa.patch(make_model(dtype=torch.bfloat16))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in rosa.trainable_parameters(model)} == {torch.float32}
+
+
 def test_other_models_of_the_family_are_untouched(make_model, make_patched, batch):
     other = make_model().eval()
     before = other(**batch).logits
