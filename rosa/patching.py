@@ -10,7 +10,7 @@ from torch import nn
 from rosa.config import RosaConfig
 from rosa.decoder import decoder_layers
 from rosa.errors import UnsupportedModelError
-from rosa.probe import RotarySite, rotary_sites
+from rosa.probe import RotarySite, nearest_config, rotary_sites
 from rosa.record import ADAPTER_NAME, Adapter, Patch, check_not_sharded, patched, trained_weight
 from rosa.roae import RoAE
 from rosa.trainable import keep_unpacked, refuse_layers_without_backward, refuse_offloaded
@@ -150,9 +150,9 @@ def describe_base(model: nn.Module) -> dict[str, int | str | bool]:
         UnsupportedModelError: the model has no rotary attention that RoSA can adapt.
     """
     sites = rotary_sites(model)
-    attention, shape = sites[0].attention, sites[0].shape
+    shape = sites[0].shape
     return {
-        "model_type": attention.config.model_type,
+        "model_type": nearest_config(model, sites[0].name).model_type,
         "layers": len({site.layer.name for site in sites}),
         "hidden_size": shape.hidden_size,
         "heads": shape.heads,

@@ -185,7 +185,7 @@ def _attempts(
     """Twins and arguments for their forward, until one is followed: indexers of sparse attention want a mask, and they
     and mixtures of experts within attention want values to choose by, which the meta device has not."""
     for device in ("meta", "cpu"):
-        twin = _twin(attention, _config(model, name), device)
+        twin = _twin(attention, nearest_config(model, name), device)
         for hidden_size, masked in itertools.product(_widths(twin), (False, True)):
             yield twin, _arguments(twin, hidden_size, _blank(embeddings, device), masked, device)
 
@@ -234,11 +234,11 @@ def _twin(attention: nn.Module, config: Any, device: str) -> nn.Module:
     return twin.eval()
 
 
-def _config(model: nn.Module, name: str) -> Any:
-    """The configuration of the nearest module above that has one, for attention modules that keep none."""
+def nearest_config(model: nn.Module, name: str) -> Any:
+    """The configuration of the module of this name or, where it keeps none, of the nearest one above that does."""
     parts = name.split(".")
-    above = (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) - 1, -1, -1))
-    return next((module.config for module in above if hasattr(module, "config")), None)
+    modules = (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts), -1, -1))
+    return next((module.config for module in modules if hasattr(module, "config")), None)
 
 
 def _widths(twin: nn.Module) -> list[int]:

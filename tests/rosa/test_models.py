@@ -9,6 +9,7 @@ from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 import rosa
 from rosa.decoder import rotary_functions
+from rosa.patching import describe_base
 from rosa.probe import rotary_sites
 from rosa.rotary import family_function
 from tests.rosa.families import FAMILIES, PAGE, blank_model, find, make_model, page
@@ -159,6 +160,7 @@ def a_patched_model_is_the_model_and_eq_2_to_4(model, ids, score):
     assert ours.keys() <= trained and any(name.endswith("roae.gqa_up") or name.endswith("roae.up") for name in ours)
 
     select_layers(model, ids, score)
+    assert describe_base(model)["layers"] > 0  # what a saved adapter must fit
 
     rosa.unpatch(model)
     assert torch.equal(logits(model, ids), before) and list(model.state_dict()) == keys
