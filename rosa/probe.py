@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from rosa.rotary import RotaryCall, RotaryLayout, attach, family_function, read_
 from rosa_kernels import rope_roae_reference
 
 TOKENS = 3
+_one_at_a_time = threading.Lock()
 
 
 class RotaryShape(NamedTuple):
@@ -193,13 +195,15 @@ def _attempts(
 @contextmanager
 def _watching(attention_class: type[nn.Module], watched: list[_Watched]) -> Iterator[None]:
     namespace, names = rotary_functions(attention_class)
-    originals = {name: namespace[name] for name in names}
+    thread = threading.get_ident()
 
-    def watch(function: Callable) -> Callable:
+    def watch(original: Callable) -> Callable:
+        function = family_function(original)
+
         def rotate(*args, **kwargs):
             call = read_call(function, args, kwargs)
-            if call is None:
-                return function(*args, **kwargs)
+            if call is None or threading.get_ident() != thread:  # a model of the family that runs meanwhile
+                return original(*args, **kwargs)
             watched.append(_Watched(function, call))
             if len(call.states) == 2 or len(watched) == 2:
                 raise _SeenEnough
@@ -208,11 +212,13 @@ def _watching(attention_class: type[nn.Module], watched: list[_Watched]) -> Iter
         rotate.serves_rotary_adapters = rotate
         return rotate
 
-    namespace.update({name: watch(family_function(function)) for name, function in originals.items()})
-    try:
-        yield
-    finally:
-        namespace.update(originals)
+    with _one_at_a_time:
+        originals = {name: namespace[name] for name in names}
+        namespace.update({name: watch(function) for name, function in originals.items()})
+        try:
+            yield
+        finally:
+            namespace.update(originals)
 
 
 def _twin(attention: nn.Module, config: Any, device: str) -> nn.Module:

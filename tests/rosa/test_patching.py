@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import sys
+import threading
 
 import pytest
 import torch
@@ -128,6 +130,34 @@ def test_other_models_of_the_family_are_untouched(make_model, make_patched, batc
     patched = make_patched().eval()
     assert torch.equal(other(**batch).logits, before)
     assert not torch.equal(patched(**batch).logits, before)
+
+
+def test_models_are_patched_and_saved_in_threads_while_one_runs(make_model, make_patched, batch, tmp_path):
+    model = make_patched().eval()
+    expected = model(**batch).logits
+    runs, errors = threading.Event(), []
+    runs.set()
+
+    def work(folder):
+        try:
+            while runs.is_set():
+                rosa.save_adapter(rosa.patch(make_model()), folder)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(tmp_path / str(i),)) for i in range(2)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        assert all(torch.equal(model(**batch).logits, expected) for _ in range(50))
+    finally:
+        runs.clear()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert not errors
 
 
 def test_a_deep_copy_is_a_model_of_its_own(make_patched, batch):
