@@ -49,7 +49,7 @@ class RosaTrainer(Trainer):
         layer_selection (DynamicLayerSelection or None): the wrapped optimizer, once training has begun.
 
     Raises:
-        ValueError: the model is not patched, `use_liger_kernel` is set, or Accelerate is configured for FSDP1, or
+        ValueError: the model is not patched, or Accelerate is configured for FSDP1, or
             DeepSpeed for an optimizer of its own.
     """
 

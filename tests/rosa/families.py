@@ -219,6 +219,9 @@ last column says; and after `rosa.unpatch` it computes bitwise what it did at fi
 - DLS score: "norms" is Eq. 5; "adapter" where norms have no weights to rank layers by
   (`DynamicLayerSelection(..., score="adapter")`).
 
+Of multimodal models the text tower is adapted, and nothing else: tested with GLM-4V, LLaVA, Mistral 3, Qwen2-VL,
+Qwen2.5-VL and Qwen3-VL, the rotation by sections of an image (M-RoPE) of four of them included.
+
 | family | class | layers | pairs | DLS score |
 | --- | --- | --- | --- | --- |
 {rows}

@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch
+import transformers
 from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
@@ -197,6 +198,8 @@ def select_layers(model, ids, score):
 
 
 def test_the_page_of_models_is_what_was_found():
+    if f"transformers {transformers.__version__} maps" not in PAGE.read_text(encoding="utf-8"):
+        pytest.skip("the page is of another version of transformers")
     findings = [find(family) for family in FAMILIES]
     assert PAGE.read_text(encoding="utf-8") == page(findings), "run python -m tests.rosa.families"
     assert sum(finding.status == "supported" for finding in findings) >= 80
