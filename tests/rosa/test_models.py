@@ -249,8 +249,12 @@ def test_the_text_tower_of_a_multimodal_model_is_adapted_and_nothing_else(family
     config = CONFIG_MAPPING[family](text_config=text, vision_config=vision)
     model = AutoModelForImageTextToText.from_config(config).eval()
     before = logits(model, ids)
+    # An image's tokens stand at a time, a row and a column, each of which turns its section of the pairs.
+    places = {"position_ids": torch.randint(0, 9, (3, *ids.shape))} if text is SECTIONS else {}
+    placed = model(ids, use_cache=False, **places).logits
     rosa.patch(model, CONFIG)
     torch.testing.assert_close(logits(model, ids), before, atol=2e-6, rtol=2e-6)
+    torch.testing.assert_close(model(ids, use_cache=False, **places).logits, placed, atol=2e-6, rtol=2e-6)
     adapted = [name for name, module in model.named_modules() if name.endswith(".roae")]
     assert len(adapted) == 2 and all("language_model" in name for name in adapted)
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
