@@ -108,7 +108,7 @@ class DynamicLayerSelection(torch.optim.Optimizer):
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of its range, or the optimizer holds no parameter
-            of the decoder layers.
+            of the decoder layers, or lacks some that an earlier selection has frozen for the moment.
         UnsupportedModelError: no decoder layers, norms without weights, or a model sharded by FSDP1.
     """
 
@@ -308,9 +308,16 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         """An older optimizer of these parameters, which a scheduler for example may keep alive, lets go of them."""
         held = {id(p) for group in self.param_groups for p in group["params"]}
         for older in list(_living):
-            shared = any(id(p) in held for layer in older._layers for p in layer.parameters)
-            if shared and older._adapter is self._adapter:
-                older.unfreeze()
+            theirs = [p for layer in older._layers for p in layer.parameters]
+            if older._adapter is not self._adapter or not any(id(p) in held for p in theirs):
+                continue
+            lost = sum(1 for p in theirs if not p.requires_grad and id(p) not in held)
+            if lost:
+                raise ValueError(
+                    f"an earlier layer selection has frozen {lost} parameters that this optimizer lacks and would "
+                    "never train: call unfreeze() of that selection before you collect another optimizer's parameters"
+                )
+            older.unfreeze()
         _living.add(self)
 
     def _set_engine(self, engine: parallel.Engine) -> None:

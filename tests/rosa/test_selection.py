@@ -428,6 +428,16 @@ def test_a_second_optimizer_trains_all_that_the_first_one_left_out(make_patched,
     assert all(p.grad is not None for p in rosa.trainable_parameters(model))
 
 
+def test_a_second_optimizer_that_would_lack_frozen_lora_parameters_is_refused(make_model, batch):
+    model = get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"])).train()
+    first = wrap(model, interval=2)
+    train(model, first, batch, 2)
+    with pytest.raises(ValueError, match=r"frozen 8 parameters that this optimizer lacks.*unfreeze\(\)"):
+        wrap(model)
+    first.unfreeze()
+    assert wrap(model).layers == (0, 1, 2, 3)
+
+
 def test_a_model_with_layer_selection_is_pickled_and_copied_without_it(make_patched, batch):
     model = make_patched().eval()
     optimizer = wrap(model)
