@@ -52,6 +52,8 @@ def push_to_hub(
         HfHubHTTPError: another answer of the hub.
     """
     validate_repo_id(repo_id)
+    if create_pr and revision is not None:
+        raise ValueError(f"create_pr asks for a pull request to the main branch, revision for a commit on {revision!r}")
     api = HfApi(token=token)
     with TemporaryDirectory() as folder:
         save_adapter(model, folder, adapter_name)

@@ -107,8 +107,9 @@ def test_branches_and_pull_requests(hub, ask):
     assert ask(load(name)) == [1.0] and ask(load(name, revision="long")) == [2.0]
     assert ask(push(name, adapter_name="two", create_pr=True)) == f"{hub.url}/{name}/discussions/1"
     assert ask(load(name)) == [1.0]
-    error, message = ask(push(name, revision="long", create_pr=True))
+    error, message = ask(push(name, revision="new", create_pr=True))
     assert error == "ValueError" and "create_pr" in message
+    assert "new" not in hub.repositories[name]["branches"]
 
 
 def test_a_card_on_the_hub_that_somebody_wrote_stays(hub, ask):
