@@ -32,7 +32,8 @@ def set_adapter(model: nn.Module, adapter_name: str) -> None:
     """Switches to another of the model's adapters; its norm weights, gradients and requires_grad flags come with it.
 
     An optimizer belongs to the adapter that was active when it was built, and so does what DDP or DeepSpeed made of the
-    model: step it only while that one is active. DynamicLayerSelection sees to this itself.
+    model: step it only while that one is active. DynamicLayerSelection sees to this itself. Backward through what one
+    adapter computed belongs before the switch: adapters share the norms, and later it would take the other's values.
 
     Args:
         model (nn.Module): a patched model.
