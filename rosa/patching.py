@@ -65,11 +65,13 @@ def make_adapter(model: nn.Module, config: RosaConfig | None, adapter_name: str)
         base_weights = {name: weight.data for name, weight in record.active_adapter.weights.items()}
 
     refuse_layers_without_backward(owner)
-    sites = _adapted_sites(owner, config)
+    rotating = rotary_sites(owner)
+    sites = _adapted_sites(owner, rotating, config)
     modules = {_plain(site.name): module for site, module in zip(sites, _make_adapters(sites, config), strict=True)}
     norms = _trained_norms(sites) if config.train_norms else {}
     return Adapter(
         config,
+        base=_described(owner, rotating),
         attentions={_plain(site.name): site.attention for site in sites},
         modules=modules,
         norms=norms,
@@ -144,22 +146,12 @@ def base_name(model: nn.Module) -> str | None:
 
 def describe_base(model: nn.Module) -> dict[str, int | str | bool]:
     """The shape of the model that an adapter must fit: its type, layers, and its first attention's widths, heads and
-    rotary layout.
+    rotary layout; of a patched model as it was found then, whatever has replaced its rotary function since.
 
     Raises:
         UnsupportedModelError: the model has no rotary attention that RoSA can adapt.
     """
-    sites = rotary_sites(model)
-    shape = sites[0].shape
-    return {
-        "model_type": nearest_config(model, sites[0].name).model_type,
-        "layers": len({site.layer.name for site in sites}),
-        "hidden_size": shape.hidden_size,
-        "heads": shape.heads,
-        "key_heads": shape.key_heads,
-        "head_dim": shape.head_dim,
-        **shape.layout._asdict(),
-    }
+    return patched(model)[1].active_adapter.base if is_patched(model) else _described(model, rotary_sites(model))
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -219,8 +211,20 @@ def _plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def _adapted_sites(model: nn.Module, config: RosaConfig) -> list[RotarySite]:
-    sites = rotary_sites(model)
+def _described(model: nn.Module, sites: list[RotarySite]) -> dict[str, int | str | bool]:
+    shape = sites[0].shape
+    return {
+        "model_type": nearest_config(model, sites[0].name).model_type,
+        "layers": len({site.layer.name for site in sites}),
+        "hidden_size": shape.hidden_size,
+        "heads": shape.heads,
+        "key_heads": shape.key_heads,
+        "head_dim": shape.head_dim,
+        **shape.layout._asdict(),
+    }
+
+
+def _adapted_sites(model: nn.Module, sites: list[RotarySite], config: RosaConfig) -> list[RotarySite]:
     if config.layers is None:
         return sites
     layers = [layer.name for layer in decoder_layers(model)]

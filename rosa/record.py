@@ -40,6 +40,7 @@ class Adapter:
     """
 
     config: RosaConfig
+    base: dict[str, int | str | bool]  # the shape of the model that it was made for
     attentions: dict[str, nn.Module]  # by full name
     modules: dict[str, nn.Module]  # their rotary adapters, by the names of the attention modules
     norms: dict[str, nn.Module]  # that it trains, by the full names of their weights

@@ -99,6 +99,15 @@ def test_saving_while_layer_selection_has_layers_frozen_saves_all(make_patched, 
     assert len(load_file(tmp_path / WEIGHTS)) == 4 * 6
 
 
+def test_saving_once_another_library_has_replaced_the_rotary_function(make_patched, tmp_path, monkeypatch):
+    model = make_patched("qwen2")
+    rosa.save_adapter(model, tmp_path / "before")
+    monkeypatch.setattr("transformers.models.qwen2.modeling_qwen2.apply_rotary_pos_emb", lambda q, k, cos, sin: (k, q))
+    rosa.save_adapter(model, tmp_path / "after")
+    before, after = (tmp_path / name / "adapter_model.safetensors" for name in ("before", "after"))
+    assert after.read_bytes() == before.read_bytes()
+
+
 def test_loading_into_a_patched_model(saved, make_patched, batch):
     model, folder = saved
     other = make_patched().eval()
