@@ -162,10 +162,13 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     `prepare_model_for_kbit_training` do to every parameter that they find, it is let train again.
 
     Raises:
+        ValueError: inside `rosa.disabled` the adapter is not in the model.
         UnsupportedModelError: accelerate offloads a parameter that RoSA trains.
     """
     if is_patched(model):
         adapter = patched(model)[1].active_adapter
+        if not adapter.attached:
+            raise ValueError("inside `with rosa.disabled(model)` there is no adapter to train: ask before or after it")
         refuse_offloaded({f"{name}.{ADAPTER_NAME}": module for name, module in adapter.modules.items()})
         own = adapter.parameters().values()
         if not any(p.requires_grad for p in own):

@@ -222,6 +222,9 @@ last column says; and after `rosa.unpatch` it computes bitwise what it did at fi
 Of multimodal models the text tower is adapted, and nothing else: tested with GLM-4V, LLaVA, Mistral 3, Qwen2-VL,
 Qwen2.5-VL and Qwen3-VL, the rotation by sections of an image (M-RoPE) of four of them included.
 
+In 16 bits Zaya wants `RosaConfig(train_norms=False)` or `adapter_dtype="bfloat16"`: its layers cast what they add up to
+the dtype of their norms. BLT's patcher, which transformers runs without gradients, is given adapters that do not train.
+
 | family | class | layers | pairs | DLS score |
 | --- | --- | --- | --- | --- |
 {rows}

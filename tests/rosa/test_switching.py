@@ -378,3 +378,10 @@ def test_a_resting_adapter_follows_the_model_to_its_device(make_model, batch):
     rosa.set_adapter(model, "wide")
     assert all(p.is_cuda for p in model.parameters())
     torch.testing.assert_close(logits(model, {k: v.cuda() for k, v in batch.items()}).cpu(), expected)
+
+
+def test_what_trains_is_not_to_be_had_inside_disabled(make_patched):
+    model = make_patched()
+    with rosa.disabled(model), pytest.raises(ValueError, match="there is no adapter to train: ask before or after it"):
+        rosa.trainable_parameters(model)
+    assert len(rosa.trainable_parameters(model)) == 24
