@@ -12,17 +12,15 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from rosa import parallel
-from rosa.decoder import DecoderLayer, decoder_layers
-from rosa.errors import UnsupportedModelError
-from rosa.patching import is_patched, trainable_parameters
+from rosa.decoder import decoder_layers
+from rosa.patching import is_patched
 from rosa.record import patched
+from rosa.scored_layers import SCORES, ScoredLayer, scored_layers
 from rosa.zero import Zero
 
 MODES = ("skip", "mask")
-SCORES = ("norms", "adapter")
 
 _living: weakref.WeakSet[DynamicLayerSelection] = weakref.WeakSet()
 
@@ -35,17 +33,6 @@ class Selection(NamedTuple):
     layers: tuple[int, ...]
     exploited: bool
     scores: tuple[float, ...]
-
-
-class _Layer(NamedTuple):
-    index: int
-    parameters: list[nn.Parameter]  # those that the optimizer holds
-    scored: list[nn.Parameter]  # those whose gradients are the layer's score
-
-    @property
-    def score_only(self) -> list[nn.Parameter]:
-        """Norm weights that are not trained, and get gradients for the score alone."""
-        return [weight for weight in self.scored if not any(weight is p for p in self.parameters)]
 
 
 class _Watch:
@@ -277,7 +264,7 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         return obstacle is None
 
     def _set_flags(
-        self, layers: Iterable[tuple[_Layer, bool]], score_only: Iterable[tuple[nn.Parameter, bool]]
+        self, layers: Iterable[tuple[ScoredLayer, bool]], score_only: Iterable[tuple[nn.Parameter, bool]]
     ) -> None:
         flags = [(p, trains) for layer, trains in layers for p in layer.parameters]
         changed = any(p.requires_grad != flag for p, flag in flags)
@@ -296,7 +283,7 @@ class DynamicLayerSelection(torch.optim.Optimizer):
                 trained = [p for layer in self._layers for p in layer.parameters]
                 self._set_engine(Zero(self.param_groups, self.score, trained, self._score_only))
             return
-        self._layers, self._held = _layers(self.optimizer, self._model, self.score), held
+        self._layers, self._held = scored_layers(self.optimizer, self._model, self.score), held
         self._drop_gradients_as_they_come()
         engine = parallel.engine_of(self._model, self._layers[0].parameters[0])
         if engine is not None:
@@ -461,47 +448,6 @@ class DynamicLayerSelection(torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         return f"DynamicLayerSelection(k={self.k} of {self.num_layers}, mode={self.mode!r}, {self.optimizer!r})"
-
-
-def _layers(optimizer: torch.optim.Optimizer, model: nn.Module, score: str) -> list[_Layer]:
-    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
-        raise UnsupportedModelError(
-            "FullyShardedDataParallel (FSDP1) flattens parameters, so layers cannot be told apart; shard the model "
-            "with torch.distributed.fsdp.fully_shard (FSDP2; in Accelerate `fsdp_version: 2`)"
-        )
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    held &= {id(p) for p in trainable_parameters(model)}  # an optimizer may hold a frozen base too
-    layers = []
-    for index, layer in enumerate(decoder_layers(model)):
-        parameters = [p for p in layer.module.parameters() if id(p) in held]
-        if parameters:
-            scored = _norm_weights(layer) if score == "norms" else _without_norms(parameters, layer)
-            layers.append(_Layer(index, parameters, scored))
-    if not layers:
-        raise ValueError(
-            "the optimizer holds no parameter of the model's decoder layers, so freezing them would have no effect; "
-            "build it from this model's parameters, for example rosa.trainable_parameters(model)"
-        )
-    return layers
-
-
-def _norm_weights(layer: DecoderLayer) -> list[nn.Parameter]:
-    weights = [getattr(norm, "weight", None) for norm in layer.scored_norms]
-    if not weights or any(weight is None for weight in weights):
-        raise UnsupportedModelError(
-            f"{layer.name} ({type(layer.module).__name__}) has {'norms without weights' if weights else 'no norms'}: "
-            "there is nothing to rank layers by with score='norms'; score='adapter' ranks them by the gradients of "
-            "their adapters"
-        )
-    return weights
-
-
-def _without_norms(parameters: list[nn.Parameter], layer: DecoderLayer) -> list[nn.Parameter]:
-    norms = {id(p) for norm in layer.norms.values() for p in norm.parameters()}
-    adapter = [p for p in parameters if id(p) not in norms]
-    if not adapter:
-        raise ValueError(f"the optimizer holds nothing of {layer.name} but its norms: score='adapter' has no adapter")
-    return adapter
 
 
 def _warn_of_whole_graph() -> None:
