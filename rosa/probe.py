@@ -140,19 +140,21 @@ def _position_embeddings(
     rotary: nn.Module, attention: nn.Module, layer_type: str | None
 ) -> Tensor | tuple[Tensor, Tensor]:
     """(cos, sin) or cos + i sin as the rotary embedding gives it to layers of this type."""
-    device = _frequencies(rotary).device
-    positions = torch.arange(TOKENS, device=device)[None]
-    arguments = {"x": torch.empty(1, TOKENS, 1, device=device), "position_ids": positions}
+    device, errors = _frequencies(rotary).device, []
+    arguments = {"x": torch.empty(1, TOKENS, 1, device=device)}
     if "layer_type" in inspect.signature(rotary.forward).parameters:
         arguments["layer_type"] = layer_type
-    try:
-        with torch.no_grad():
-            return rotary.forward(**arguments)  # without hooks: ZeRO-3 has one that notes which modules run
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"{_described(attention)}: its {type(rotary).__name__} gives no cos and sin for layers of type "
-            f"{layer_type} ({type(error).__name__}: {error})"
-        ) from error
+    positions = torch.arange(TOKENS, device=device)[None]
+    for position_ids in (positions, positions.expand(3, 1, -1)):  # of an image's time, row and column
+        try:
+            with torch.no_grad():  # without hooks: ZeRO-3 has one that notes which modules run
+                return rotary.forward(**arguments, position_ids=position_ids)
+        except Exception as error:
+            errors.append(error)
+    raise UnsupportedModelError(
+        f"{_described(attention)}: its {type(rotary).__name__} gives no cos and sin for layers of type {layer_type} "
+        f"({type(errors[0]).__name__}: {errors[0]})"
+    ) from errors[0]
 
 
 def _frequencies(module: nn.Module) -> Tensor | None:
