@@ -23,11 +23,11 @@ install: .venv/installed
 demo: install
 	$(BIN)/rosa demo
 
+# A thread for each process: more would only wait for each other. A file at a time, whose fixtures are made once.
 test: .venv/installed-for-tests
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
-# Without a GPU: small sizes, on the reference backend; more threads would only wait for each other. On a GPU,
-# benchmarks/gpu.sh is the one to run.
+# Without a GPU: small sizes, on the reference backend. On a GPU, benchmarks/gpu.sh is the one to run.
 bench: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest benchmarks
 

@@ -4,8 +4,6 @@ import pytest
 
 from benchmarks.static import LAYERS, cost
 
-pytestmark = pytest.mark.xdist_group("static")  # its fixtures are made once
-
 
 @pytest.fixture(scope="module")
 def costs():

@@ -15,10 +15,7 @@ from tests.rosa.conftest import make_model
 from tests.scale.zero_finetune import make_trainer
 from tests.scale.zero_worker import INTERVAL, LEARNING, STEPS, build, rows, trained
 
-pytestmark = [
-    pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is not installed"),
-    pytest.mark.xdist_group("deepspeed"),  # its fixtures are made once
-]
+pytestmark = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is not installed")
 
 CLIPPED = dict(clip=0.02, accumulate=2, dls={})
 JOBS = {

@@ -8,7 +8,6 @@ import torch
 from benchmarks import scaling
 from tests.scale.worker import build, optimizer_of, result, train
 
-pytestmark = pytest.mark.xdist_group("engines")  # its fixtures are made once
 
 BETWEEN = 23  # a step between two selections, at which runs stop to be resumed
 MASK = {"mode": "mask"}
