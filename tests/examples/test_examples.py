@@ -16,7 +16,6 @@ import rosa
 from ..rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
 from ..scale.conftest import launch
 
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXPECTED = {  # of what they print, that one of the two layers was selected
     "pytorch_loop.py": r"layers \(\d,\)",

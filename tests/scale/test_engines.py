@@ -8,7 +8,6 @@ import torch
 from benchmarks import scaling
 from tests.scale.worker import build, optimizer_of, result, train
 
-
 BETWEEN = 23  # a step between two selections, at which runs stop to be resumed
 MASK = {"mode": "mask"}
 RESUMED = {"begin": BETWEEN, "clip": 0.05}

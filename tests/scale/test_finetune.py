@@ -10,7 +10,6 @@ from rosa.trainer import last_checkpoint
 from tests.rosa.conftest import make_patched
 from tests.scale.finetune import STEPS, make_trainer, values
 
-
 CPU_BUILD = pytest.mark.skipif(torch.backends.cuda.is_built(), reason="fully_shard would take to the GPU by itself")
 
 
