@@ -11,7 +11,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=["rosa", "rosa.demo", "rosa_kernels"],
+    packages=["rosa", "rosa.commands", "rosa.demo", "rosa_kernels"],
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
