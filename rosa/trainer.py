@@ -1,4 +1,4 @@
-"""`RosaTrainer`: transformers' Trainer with layer selection, adapters for checkpoints, and a stop at a broken loss."""
+"""`RosaTrainer`: a SelectiveTrainer with RoSA's adapters for checkpoints."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -21,18 +21,17 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from rosa.adapter import load_adapter, save_adapter
 from rosa.parallel import shard_state, whole_state
 from rosa.patching import is_patched, trainable_parameters
-from rosa.selection import DynamicLayerSelection
+from rosa.selective_trainer import SelectiveTrainer
 from rosa.switching import active_adapter
-from rosa.zero import check_optimizer_is_used, layer_groups
 
 
-class RosaTrainer(Trainer):
+class RosaTrainer(SelectiveTrainer):
     """A `transformers.Trainer` for a model that `rosa.patch` has patched.
 
-    It wraps the optimizer in DynamicLayerSelection, logs every selection (`dls/layers`, and `dls/score/N` for each
-    layer), saves the adapter alone at checkpoints, resumes from it, and stops at a loss that is not finite on any rank,
-    before the optimizer has moved; the last checkpoint stays as it is. In batches of text that are padded on the left
-    it counts positions from each row's first token, as `generate` does.
+    It wraps the optimizer in DynamicLayerSelection, logs every selection, saves the adapter alone at checkpoints,
+    resumes from it, and stops at a loss that is not finite on any rank, before the optimizer has moved; the last
+    checkpoint stays as it is. In batches of text that are padded on the left it counts positions from each row's first
+    token, as `generate` does.
 
     A checkpoint is the same in a single process, under DDP and under FSDP2: a run under any of them resumes from it.
     Under DeepSpeed it has DeepSpeed's own files too, from which a run of as many processes under DeepSpeed resumes.
@@ -63,16 +62,11 @@ class RosaTrainer(Trainer):
     ):
         if not is_patched(model):
             raise ValueError(f"RosaTrainer trains patched models: call rosa.patch on this {type(model).__name__} first")
-        self.dls = dls
         with _carrying_an_adapter(model):
-            super().__init__(model, args, **kwargs)
+            super().__init__(model, args, dls=dls, **kwargs)
         if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
             raise ValueError("RosaTrainer runs under FSDP2: set fsdp_version to 2 in the configuration of FSDP")
-        if self.is_deepspeed_enabled and dls is not None:
-            check_optimizer_is_used(self.accelerator.state.deepspeed_plugin.deepspeed_config)
         self.data_collator = functools.partial(_count_positions, self.data_collator)
-        self.layer_selection: DynamicLayerSelection | None = None
-        self.add_callback(_LogSelections(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
         """Trains as `Trainer.train` does; `resume_from_checkpoint=True` takes the last checkpoint that is complete."""
@@ -82,12 +76,7 @@ class RosaTrainer(Trainer):
                 raise FileNotFoundError(f"{self.args.output_dir} holds no complete checkpoint to resume from")
         if resume_from_checkpoint:
             self._check_engine(Path(resume_from_checkpoint))
-        try:
-            with self._room_for_variants():
-                return super().train(resume_from_checkpoint, **kwargs)
-        finally:
-            if self.layer_selection is not None:
-                self.layer_selection.unfreeze()
+        return super().train(resume_from_checkpoint, **kwargs)
 
     def _check_engine(self, checkpoint: Path) -> None:
         by_deepspeed = any(checkpoint.glob("global_step*"))
@@ -98,48 +87,11 @@ class RosaTrainer(Trainer):
                 "(rosa.load_adapter)"
             )
 
-    def create_accelerator_and_postprocess(self) -> None:
-        super().create_accelerator_and_postprocess()
-        if self._compiles_layers:
-            self.accelerator.state.dynamo_plugin.use_regional_compilation = True
-
-    @property
-    def _compiles_layers(self) -> bool:
-        """Whether each decoder layer is compiled on its own: one graph of them all would not outlive a selection."""
-        return self.args.torch_compile and self.dls is not None and self.dls.get("mode") != "mask"
-
-    def _room_for_variants(self) -> AbstractContextManager:
-        """Lets torch.compile keep the four graphs of a layer (it trains or not, its input requires gradients or not)
-        for every one that it keeps otherwise, such as those of batches with padding and without."""
-        if not self._compiles_layers:
-            return nullcontext()
-        return torch._dynamo.config.patch(recompile_limit=4 * torch._dynamo.config.recompile_limit)
-
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         # Trainer takes what requires gradients, and an earlier selection may have frozen some.
         for parameter in trainable_parameters(self.model):
             parameter.requires_grad_(True)
-        super().create_optimizer(*args, **kwargs)
-        if not _has_reentrant_checkpoints(self.model):
-            # With gradient checkpointing, transformers lets the embeddings' output require gradients. Only reentrant
-            # checkpoints need that, and with it backward could not stop at the lowest selected layer.
-            self.model.disable_input_require_grads()
-        if self.dls is not None and self.layer_selection is None:
-            if self.is_deepspeed_enabled:
-                self.optimizer.param_groups = layer_groups(self.model, self.optimizer.param_groups)
-            self.optimizer = self.layer_selection = DynamicLayerSelection(self.optimizer, self.model, **self.dls)
-        return self.optimizer
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        # Of every rank: its gradients have reached all others, and none may save what they would make.
-        losses = self.accelerator.gather(loss)
-        if not torch.isfinite(losses).all():
-            raise FloatingPointError(
-                f"the loss is {losses.tolist()} in step {self.state.global_step + 1}; training stops here and the last "
-                "checkpoint stays. Usual causes: a learning rate too high, or rows in which every label is masked"
-            )
-        return loss
+        return super().create_optimizer(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -216,11 +168,6 @@ def _carrying_an_adapter(model: nn.Module) -> Iterator[None]:
             module._hf_peft_config_loaded = False
 
 
-def _has_reentrant_checkpoints(model: nn.Module) -> bool:
-    functions = (getattr(module, "_gradient_checkpointing_func", None) for module in model.modules())
-    return any(getattr(function, "keywords", {}).get("use_reentrant", False) for function in functions)
-
-
 def last_checkpoint(folder: str | os.PathLike) -> str | None:
     """The last complete checkpoint in a Trainer's output folder, or None.
 
@@ -241,25 +188,3 @@ def _is_complete(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-class _LogSelections(TrainerCallback):
-    """Logs each selection of layers at the step it was made."""
-
-    def __init__(self, trainer: RosaTrainer):
-        self.trainer = trainer
-        self.logged = 0  # selections, those before a resumed run's checkpoint included
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.logged = len(self.trainer.layer_selection.history) if self.trainer.layer_selection else 0
-
-    def on_step_end(self, args, state, control, **kwargs):
-        selection = self.trainer.layer_selection
-        if selection is None or len(selection.history) == self.logged:
-            return
-        self.logged = len(selection.history)
-        made = selection.history[-1]
-        scores = {f"dls/score/{i}": score for i, score in zip(selection.layers, made.scores, strict=True)}
-        loss_is_due = control.should_log  # which logging would mark as done
-        self.trainer.log({"dls/layers": len(made.layers), **scores})
-        control.should_log = loss_is_due

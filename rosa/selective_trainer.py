@@ -1,0 +1,105 @@
+"""`SelectiveTrainer`: transformers' Trainer with layer selection and a stop at a broken loss, for any model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from rosa.selection import DynamicLayerSelection
+from rosa.selection_log import LogSelections
+from rosa.zero import check_optimizer_is_used, layer_groups
+
+
+class SelectiveTrainer(Trainer):
+    """A `transformers.Trainer` whose optimizer trains the selected layers only, whatever makes them trainable.
+
+    It logs every selection (`rosa.selection_log`), and stops at a loss that is not finite on any rank, before the
+    optimizer has moved; the last checkpoint stays as it is.
+
+    Args:
+        model (nn.Module): a model with decoder layers.
+        args (TrainingArguments, optional): as for Trainer.
+        dls (mapping or None): keyword arguments of DynamicLayerSelection, which has the paper's defaults; None trains
+            every layer at every step. With `torch_compile=True` and mode "skip" each decoder layer is compiled on its
+            own.
+        **kwargs: Trainer's other arguments.
+
+    Attributes:
+        layer_selection (DynamicLayerSelection or None): the wrapped optimizer, once training has begun.
+
+    Raises:
+        ValueError: DeepSpeed is configured for an optimizer of its own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments | None = None,
+        *,
+        dls: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ):
+        self.dls = dls
+        super().__init__(model, args, **kwargs)
+        if self.is_deepspeed_enabled and dls is not None:
+            check_optimizer_is_used(self.accelerator.state.deepspeed_plugin.deepspeed_config)
+        self.layer_selection: DynamicLayerSelection | None = None
+        self.add_callback(LogSelections(self))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
+        try:
+            with self._room_for_variants():
+                return super().train(resume_from_checkpoint, **kwargs)
+        finally:
+            if self.layer_selection is not None:
+                self.layer_selection.unfreeze()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self._compiles_layers:
+            self.accelerator.state.dynamo_plugin.use_regional_compilation = True
+
+    @property
+    def _compiles_layers(self) -> bool:
+        """Whether each decoder layer is compiled on its own: one graph of them all would not outlive a selection."""
+        return self.args.torch_compile and self.dls is not None and self.dls.get("mode") != "mask"
+
+    def _room_for_variants(self) -> AbstractContextManager:
+        """Lets torch.compile keep the four graphs of a layer (it trains or not, its input requires gradients or not)
+        for every one that it keeps otherwise, such as those of batches with padding and without."""
+        if not self._compiles_layers:
+            return nullcontext()
+        return torch._dynamo.config.patch(recompile_limit=4 * torch._dynamo.config.recompile_limit)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        super().create_optimizer(*args, **kwargs)
+        if not _has_reentrant_checkpoints(self.model):
+            # With gradient checkpointing, transformers lets the embeddings' output require gradients. Only reentrant
+            # checkpoints need that, and with it backward could not stop at the lowest layer that trains.
+            self.model.disable_input_require_grads()
+        if self.dls is not None and self.layer_selection is None:
+            if self.is_deepspeed_enabled:
+                self.optimizer.param_groups = layer_groups(self.model, self.optimizer.param_groups)
+            self.optimizer = self.layer_selection = DynamicLayerSelection(self.optimizer, self.model, **self.dls)
+        return self.optimizer
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        # Of every rank: its gradients have reached all others, and none may save what they would make.
+        losses = self.accelerator.gather(loss)
+        if not torch.isfinite(losses).all():
+            raise FloatingPointError(
+                f"the loss is {losses.tolist()} in step {self.state.global_step + 1}; training stops here and the last "
+                "checkpoint stays. Usual causes: a learning rate too high, or rows in which every label is masked"
+            )
+        return loss
+
+
+def _has_reentrant_checkpoints(model: nn.Module) -> bool:
+    functions = (getattr(module, "_gradient_checkpointing_func", None) for module in model.modules())
+    return any(getattr(function, "keywords", {}).get("use_reentrant", False) for function in functions)
