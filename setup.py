@@ -11,7 +11,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=["rosa", "rosa.commands", "rosa.demo", "rosa_kernels"],
+    packages=["rosa", "rosa.commands", "rosa.comparison", "rosa.demo", "rosa_kernels"],
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
@@ -21,11 +21,19 @@ setup(
         "huggingface_hub>=1.0",
     ],
     extras_require={
-        "train": ["accelerate>=1.10", "datasets>=4.0", "peft>=0.18", "matplotlib>=3.8"],
+        "train": ["accelerate>=1.10", "datasets>=4.0", "peft>=0.18", "matplotlib>=3.8", "scipy>=1.11"],
         "examples": ["trl>=1.16"],
         "deepspeed": ["deepspeed>=0.19.8"],
         "bench": ["pytest-benchmark>=5", "liger-kernel>=0.7", "matplotlib>=3.8"],
-        "dev": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.12", "bitsandbytes>=0.50", "torchao>=0.18"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3",
+            "hypothesis>=6",
+            "ruff>=0.12",
+            "bitsandbytes>=0.50",
+            "torchao>=0.18",
+            "tensorboard>=2.19",
+        ],
     },
     entry_points={"console_scripts": ["rosa = rosa.cli:main"]},
 )

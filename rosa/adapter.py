@@ -100,7 +100,7 @@ def load_adapter(
             DeepSpeed has the parameters.
         Nothing is changed after an error.
     """
-    description, tensors = _read(_local_folder(source, revision, token))
+    description, tensors = _read(local_folder(source, revision, token))
     config = _config(description, source)
     _check_base(model, description, source)
     record = patched(model)[1] if is_patched(model) else None
@@ -136,7 +136,17 @@ def has_adapter(folder: str | os.PathLike) -> bool:
     return any((Path(folder) / name).exists() for name in (WEIGHTS_NAME, CONFIG_NAME))
 
 
-def _local_folder(source: str | os.PathLike, revision: str | None, token: str | None) -> Path:
+def local_folder(source: str | os.PathLike, revision: str | None = None, token: str | None = None) -> Path:
+    """The folder of an adapter, RoSA's or peft's; one on the hub is fetched first.
+
+    Args:
+        source (path or str): a folder, or a repository of the Hugging Face hub ("user/name").
+        revision (str, optional): branch, tag or commit on the hub.
+        token (str, optional): for the hub.
+
+    Raises:
+        FileNotFoundError: it is neither.
+    """
     if Path(source).is_dir():
         return Path(source)
     name = os.fspath(source)

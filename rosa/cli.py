@@ -8,6 +8,7 @@ from importlib import import_module
 
 COMMANDS = {
     "train": "fine-tune a model with RoSA",
+    "compare": "train and test several methods with several seeds, in one table",
     "generate": "answer an instruction with a model and an adapter",
     "demo": "train a small model end to end",
     "kernels": "compile the kernels for a choice of GPUs and show their figures",
@@ -36,6 +37,9 @@ def main(argv: list[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         print(f"rosa {command}: error: {error}; install the extra: pip install 'rosa-peft[train]'", file=sys.stderr)
         sys.exit(1)
+    except argparse.ArgumentError as error:
+        print(f"rosa {command}: error: {error}; see rosa {command} --help", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"rosa {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
 
 from transformers import (
     AutoModelForCausalLM,
@@ -20,79 +18,26 @@ from transformers import (
     set_seed,
 )
 
-from rosa.adapter import CONFIG_NAME, WEIGHTS_NAME, has_adapter, save_adapter
-from rosa.config import ADAPTER_DTYPES, RosaConfig
+from rosa.adapter import CONFIG_NAME, WEIGHTS_NAME, has_adapter
 from rosa.data import load_rows, tokenize
-from rosa.patching import patch, print_trainable_parameters
+from rosa.finetune_arguments import FinetuneArguments
+from rosa.methods import ROSA, attach, callbacks, resumes, trainable
+from rosa.selective_trainer import SelectiveTrainer
 from rosa.trainer import RosaTrainer, last_checkpoint
 
-# Where they differ from those of TrainingArguments: the paper's, and those of the command line.
-TRAINING_DEFAULTS = {
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.05,  # below 1: a share of all steps
-    "num_train_epochs": 3.0,
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "logging_steps": 10.0,
-    "report_to": "none",
-}
 
-
-def _option(default: object, text: str):
-    return field(default=default, metadata={"help": text})
-
-
-@dataclass
-class FinetuneArguments:
-    """What `rosa train` takes beside transformers' TrainingArguments."""
-
-    _argument_group_name = "RoSA"
-
-    model: str = field(metadata={"help": "folder or Hub name of the base model"})
-    data: str = field(metadata={"help": ".json or .jsonl file with instruction, input, output; or a dataset's name"})
-    val_size: int = _option(0, "rows held out for evaluation (paper: 300)")
-    max_length: int = _option(2048, "tokens after which a row is cut off")
-    train_on_prompt: bool = _option(False, "learn the prompt too, not the response alone")
-    resume: bool = _option(False, "continue from the last complete checkpoint of --output, if there is one")
-    overwrite: bool = _option(False, "replace the adapter and the checkpoints in --output")
-
-    r_low: float = _option(RosaConfig.r_low, "share of the rotary pairs that is enhanced, from the lowest frequency")
-    alpha: float = _option(RosaConfig.alpha, "strength of the enhancement")
-    rank: int = _option(RosaConfig.rank, "inner size of the low-rank projections")
-    train_norms: bool = _option(RosaConfig.train_norms, "train the norms of the adapted layers")
-    layers: list[int] | None = field(default=None, metadata={"help": "indices of the decoder layers to adapt, from 0"})
-    adapter_dtype: Literal[ADAPTER_DTYPES] = _option(RosaConfig.adapter_dtype, "dtype of the adapter's parameters")
-
-    no_dls: bool = _option(False, "train all layers at every step: no Dynamic Layer Selection")
-    dls_k_ratio: float = _option(0.5, "share of the layers that is selected")
-    dls_interval: int = _option(40, "steps from one selection to the next")
-    dls_warmup_steps: int = _option(0, "steps before the first selection")
-    dls_p_exploit: float = _option(0.8, "probability of taking the best layers instead of random ones")
-    dls_mode: Literal["skip", "mask"] = _option("skip", "freeze the other layers, or drop their gradients")
-    dls_seed: int = _option(2333, "seed of the selection")
-
-    @property
-    def config(self) -> RosaConfig:
-        return RosaConfig(**{f.name: getattr(self, f.name) for f in fields(RosaConfig)})
-
-    @property
-    def dls(self) -> dict[str, object] | None:
-        """The keyword arguments of the layer selection; None for no selection."""
-        if self.no_dls:
-            return None
-        return {name.removeprefix("dls_"): value for name, value in vars(self).items() if name.startswith("dls_")}
-
-
-def finetune(job: FinetuneArguments, args: TrainingArguments) -> None:
-    """Train a RoSA adapter and save it, with the tokenizer, in `args.output_dir`.
+def finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrainer:
+    """Train an adapter and save it, with the tokenizer and the course of training, in `args.output_dir`.
 
     An earlier adapter there goes, if `job.overwrite` says so, only when the data, the model and all settings have been
     found valid and the first step is about to run.
 
     Args:
-        job (FinetuneArguments): the model, the data, and what RoSA adds.
+        job (FinetuneArguments): the model, the data, the method and what RoSA adds.
         args (TrainingArguments): everything else about the run.
+
+    Returns:
+        SelectiveTrainer: with the trained model, and the log of the run.
 
     Raises:
         ValueError, OSError: the data, the model, the configuration or the state of the folder is at fault.
@@ -100,7 +45,9 @@ def finetune(job: FinetuneArguments, args: TrainingArguments) -> None:
     """
     output = Path(args.output_dir)
     checkpoint = _starting_point(output, resume=job.resume, overwrite=job.overwrite)
-    config = job.config
+    if checkpoint is not None and not resumes(job.method):
+        raise ValueError(f"{job.method} cannot go on from {checkpoint}, which lacks its state: --overwrite starts anew")
+    config, settings = job.config, job.peft_settings
     train_rows, val_rows = _split(load_rows(job.data), job.val_size, args.seed)
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     train_data, val_data = (_examples(rows, tokenizer, job) for rows in (train_rows, val_rows))
@@ -108,25 +55,29 @@ def finetune(job: FinetuneArguments, args: TrainingArguments) -> None:
         tokenizer.pad_token = tokenizer.eos_token
 
     set_seed(args.seed)  # before the adapter draws its first weights
-    model = patch(AutoModelForCausalLM.from_pretrained(job.model, dtype="auto"), config)
-    trainer = RosaTrainer(
+    base = AutoModelForCausalLM.from_pretrained(job.model, dtype="auto")
+    model = attach(base, job.method, config=config, settings=settings)
+    trainer_class = RosaTrainer if job.method == ROSA else SelectiveTrainer
+    trainer = trainer_class(
         model,
         args,
-        dls=job.dls,
+        dls=job.layer_selection(args.seed),
         train_dataset=train_data,
         eval_dataset=val_data,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         processing_class=tokenizer,
-        callbacks=[_ClearOutput()] if job.overwrite else None,
+        callbacks=callbacks(job.method) + [_ClearOutput()] * job.overwrite,
     )
     if trainer.is_world_process_zero():
-        print_trainable_parameters(model)
+        number, total = trainable(model)
+        print(f"trainable params: {number:,} || all params: {total:,} || trainable%: {100 * number / total:.4f}")
+    set_seed(args.seed)  # methods have drawn different numbers by now; batches and dropout are to be the same
     trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.is_world_process_zero() or trainer.is_fsdp_enabled:  # whose shards all ranks bring
-        save_adapter(model, output)
+    trainer.save_model()
+    trainer.save_state()
     if trainer.is_world_process_zero():
-        tokenizer.save_pretrained(output)
         print(f"adapter saved in {output}")
+    return trainer
 
 
 def _examples(rows: list[dict], tokenizer: PreTrainedTokenizerBase, job: FinetuneArguments):

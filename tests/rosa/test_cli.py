@@ -233,7 +233,7 @@ def test_defaults_are_the_papers(base, data, tmp_path):
 
 def test_options_reach_the_adapter_and_the_trainer(base, data, tmp_path):
     adapter = "--rank 4 --r-low 0.5 --alpha 0.2 --layers 1 --no_train_norms --adapter-dtype bfloat16"
-    training = "--max_steps 1 --no-dls --seed 7 --train-on-prompt --lr_scheduler_type linear"
+    training = "--max_steps 1 --dls false --seed 7 --train-on-prompt --lr_scheduler_type linear"
     main(train_args(base, data, tmp_path, *adapter.split(), *training.split()))
     config = json.loads((tmp_path / "adapter_config.json").read_text())["config"]
     expected = {"r_low": 0.5, "alpha": 0.2, "rank": 4, "train_norms": False, "layers": [1], "adapter_dtype": "bfloat16"}

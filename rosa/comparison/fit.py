@@ -1,0 +1,34 @@
+"""Whether every method fits every model, found out before any training: on models without weights."""
+
+from __future__ import annotations
+
+from argparse import ArgumentError
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rosa.comparison.plan import Cell
+from rosa.finetune_arguments import parse
+from rosa.methods import attach, trainable
+
+
+def check_fit(cell: Cell) -> tuple[int, int]:
+    """Build the cell's model on the meta device, from its configuration alone, and attach its method.
+
+    Args:
+        cell (Cell): its model's folder or name must be within reach.
+
+    Returns:
+        tuple of int: how many parameters train, and how many there are in all.
+
+    Raises:
+        ValueError: an option is wrong, or the method does not fit the model.
+        OSError: the model is not there.
+    """
+    try:
+        job, _ = parse(cell.arguments)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(job.model))
+        return trainable(attach(model, job.method, config=job.config, settings=job.peft_settings))
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise ValueError(f"method {cell.method}: {error}") from error

@@ -1,0 +1,208 @@
+"""What a comparison runs: its YAML file, checked, and its cells."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from rosa.finetune_arguments import TRAINING_DEFAULTS, option_names
+from rosa.methods import ROSA
+from rosa.miniature.make import MiniatureRecipe
+from rosa.settings import as_arguments, check_keys, load_settings, mapping
+
+# Options of `rosa train` that the comparison gives each cell itself.
+_OF_THE_CELL = {"config", "help", "model", "output", "seed", "resume", "overwrite"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method, trained with one seed at one learning rate, and evaluated.
+
+    Attributes:
+        folder (Path): for all that it leaves behind.
+        model (str): folder or Hub name of the base.
+        method (str): its name in the table.
+        seed (int): of training.
+        learning_rate (float): at its highest.
+        settings (mapping): options of `rosa train`, all but `output`.
+        tunes (bool): it serves the choice of a learning rate: its validation loss is taken, and it is not tested.
+    """
+
+    folder: Path
+    model: str
+    method: str
+    seed: int
+    learning_rate: float
+    settings: Mapping[str, Any]
+    tunes: bool
+
+    @property
+    def arguments(self) -> list[str]:
+        """The command line of `rosa train`."""
+        return as_arguments({**self.settings, "output": str(self.folder)})
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are made, and to how many rows.
+
+    Args:
+        batch_size (int): prompts decoded together.
+        max_new_tokens (int): most tokens of an answer.
+        limit (int or None): rows of each task, from its first; None takes all.
+    """
+
+    batch_size: int = 16
+    max_new_tokens: int = 256
+    limit: int | None = None
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not (isinstance(value, int) and value >= 1) and not (name == "limit" and value is None):
+                raise ValueError(f"decoding: {name} must be a whole number from 1, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison as its file describes it, key by key.
+
+    Args:
+        output (Path): folder for the cells and the tables.
+        methods (mapping): the table's rows: a name, and options of `rosa train` (`method`, `peft`, `r_low`, ...).
+        seeds (tuple of int): each method is trained with each.
+        train (mapping): options of `rosa train` for all methods; in the file also the name of a YAML file of them, as
+            seen from the file.
+        models (tuple of str): folders or Hub names of the bases.
+        tasks (str): as in `rosa evaluate --tasks`; all their rows together make the micro-average.
+        side_tasks (str): tasks outside the micro-average; empty for none.
+        data_dir (Path or None): the tasks' folders; None takes the data sets from the hub.
+        learning_rates (tuple of float): the grid from which each method gets its own, by validation loss; empty for
+            none: the options' learning rate counts.
+        tuning_seed (int): the seed of that choice, none of `seeds`.
+        decoding (Decoding): how answers are made.
+        miniature (MiniatureRecipe or None): makes the base, the data and the tasks, which are then not given.
+
+    Raises:
+        ValueError: a value is of the wrong form, or two of them contradict each other.
+    """
+
+    output: Path
+    methods: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...]
+    train: Mapping[str, Any]
+    models: tuple[str, ...] = ()
+    tasks: str = ""
+    side_tasks: str = ""
+    data_dir: Path | None = None
+    learning_rates: tuple[float, ...] = ()
+    tuning_seed: int = 0
+    decoding: Decoding = field(default_factory=Decoding)
+    miniature: MiniatureRecipe | None = None
+
+    def __post_init__(self):
+        if not self.methods:
+            raise ValueError("methods: name at least one")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not all(isinstance(s, int) for s in self.seeds):
+            raise ValueError(f"seeds must be different whole numbers, at least one, got {list(self.seeds)}")
+        given = [name for name in ("models", "tasks", "side_tasks", "data_dir") if getattr(self, name)]
+        if self.miniature is not None and given:
+            raise ValueError(f"the miniature makes its own model, data and tasks: leave out {', '.join(given)}")
+        if self.miniature is None and not (self.models and self.tasks):
+            raise ValueError("name at least one of the models and the tasks, or give miniature")
+        if any(rate <= 0 for rate in self.learning_rates):
+            raise ValueError(f"learning_rates must be above 0, got {list(self.learning_rates)}")
+        if self.learning_rates and self.tuning_seed in self.seeds:
+            raise ValueError(f"tuning_seed {self.tuning_seed} is one of the seeds: the test must be of runs unseen")
+        if self.learning_rates and not self.train.get("val_size"):
+            raise ValueError("learning_rates are chosen by the loss on held-out rows: give train.val_size")
+        for folders, what in ((map(slug, self.methods), "methods"), (map(_base_name, self.models), "models")):
+            names = list(folders)
+            if len(set(names)) < len(names):
+                raise ValueError(f"{what} must differ in their names' letters and digits, which name their folders")
+
+    def cell(self, model: str, method: str, seed: int, learning_rate: float | None = None, *, tunes=False) -> Cell:
+        """The cell of a model, method and seed; a learning rate, if given, takes the place of the options' own."""
+        folder = self.output / "cells" / _base_name(model) / slug(method)
+        folder /= f"tuning-{learning_rate:g}" if tunes else f"seed-{seed}"
+        settings = {**self.train, **self.methods[method], "model": model, "seed": seed}
+        rate = settings.get("learning_rate", TRAINING_DEFAULTS["learning_rate"])
+        rate = float(rate if learning_rate is None else learning_rate)
+        return Cell(folder, model, method, seed, rate, settings | {"learning_rate": rate}, tunes)
+
+    def is_baseline(self, method: str) -> bool:
+        """Whether a method is one that RoSA is to beat: one of peft's, without RoSA's layer selection."""
+        options = self.methods[method]
+        return options.get("method", ROSA) != ROSA and not options.get("dls")
+
+
+def load_comparison(file: Path) -> Comparison:
+    """Read and check the YAML file of a comparison; its keys are those of Comparison.
+
+    Args:
+        file (Path): the file. Paths in it are seen from the current folder, but for `train`.
+
+    Returns:
+        Comparison: nothing of it has been made or run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown key, a value of the wrong form, or a contradiction.
+    """
+    given = load_settings(file)
+    check_keys(given, [f.name for f in fields(Comparison)], str(file))
+    missing = {"output", "methods", "seeds"} - given.keys()
+    if missing:
+        raise ValueError(f"{file} must give {', '.join(sorted(missing))}")
+    try:
+        return Comparison(**_converted(given, file))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def slug(name: str) -> str:
+    """A name as a folder: letters, digits, dots and dashes."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
+
+
+def _base_name(model: str) -> str:
+    return slug(Path(model).name)
+
+
+def _converted(given: dict[str, Any], file: Path) -> dict[str, Any]:
+    train = given.get("train")
+    if isinstance(train, str):
+        train, place = load_settings(file.parent / train), train
+    else:
+        train, place = mapping(train, "train"), "train"
+    options = option_names() - _OF_THE_CELL
+    check_keys(train, options, place)
+    methods = {name: mapping(value, f"methods: {name}") for name, value in mapping(given["methods"], "methods").items()}
+    for name, value in methods.items():
+        check_keys(value, options, f"methods: {name}")
+    values = given | {"output": Path(given["output"]), "train": train, "methods": methods}
+    values |= {name: tuple(_listed(given[name], name)) for name in ("seeds", "models") if name in given}
+    if "learning_rates" in given:
+        values["learning_rates"] = tuple(float(rate) for rate in _listed(given["learning_rates"], "learning_rates"))
+    if given.get("data_dir") is not None:
+        values["data_dir"] = Path(given["data_dir"])
+    for name, made in (("decoding", Decoding), ("miniature", MiniatureRecipe)):
+        if name in given:
+            values[name] = _built(made, given[name], name)
+    return values
+
+
+def _built(made: type, value: object, place: str) -> Any:
+    """A dataclass from a mapping of its fields, and so on where a field is one itself."""
+    parts, types = mapping(value, place), get_type_hints(made)
+    check_keys(parts, types, place)
+    nested = {key: _built(types[key], parts[key], f"{place}: {key}") for key in parts if is_dataclass(types[key])}
+    return made(**{**parts, **nested})
+
+
+def _listed(value: object, name: str) -> list:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} must be a list, got {value!r}")
+    return value

@@ -1,0 +1,154 @@
+"""Runs a comparison: checks all of it, makes what is missing, chooses learning rates, trains and tests every cell."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
+from multiprocessing.queues import SimpleQueue
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+from rosa.comparison.cell import LOG_NAME, read_result, run_cell
+from rosa.comparison.fit import check_fit
+from rosa.comparison.plan import Cell, Comparison
+from rosa.data import load_rows
+from rosa.miniature.make import SEEN_TASK, make
+from rosa.tasks import find_tasks, load_test_rows
+
+
+def run(comparison: Comparison, jobs: int = 1) -> tuple[Comparison, list[dict[str, Any]]]:
+    """Run what a comparison lacks.
+
+    Everything is checked before the first step of training. Each cell's outcome is on disk as soon as it is there, and
+    is not repeated: the same call after a death goes on.
+
+    Args:
+        comparison (Comparison): what to run.
+        jobs (int): cells at a time, each in a process of its own; with several GPUs, each on the next of them.
+
+    Returns:
+        tuple: the comparison with what its miniature made filled in, and the outcomes of all cells that were tested.
+
+    Raises:
+        ValueError, OSError: the settings, the data, a model or a cell is at fault. Finished cells stay.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    comparison = _with_miniature(comparison)
+    _check(comparison)
+    rates = {}
+    if comparison.learning_rates:
+        tuning = [
+            comparison.cell(model, method, comparison.tuning_seed, rate, tunes=True)
+            for rate in comparison.learning_rates
+            for model in comparison.models
+            for method in comparison.methods
+        ]
+        rates = _best_rates(_finish(tuning, comparison, jobs, "learning rates"))
+    cells = [
+        comparison.cell(model, method, seed, rates.get((model, method)))
+        for seed in comparison.seeds
+        for model in comparison.models
+        for method in comparison.methods
+    ]
+    return comparison, _finish(cells, comparison, jobs, "cells")
+
+
+def _with_miniature(comparison: Comparison) -> Comparison:
+    if comparison.miniature is None:
+        return comparison
+    made = make(comparison.output / "miniature", comparison.miniature)
+    return replace(
+        comparison,
+        miniature=None,
+        models=(str(made.model),),
+        train={**comparison.train, "data": str(made.data)},
+        tasks=",".join(name for name in made.tasks if name != SEEN_TASK),
+        side_tasks=SEEN_TASK,
+        data_dir=made.data_dir,
+    )
+
+
+def _all_tasks(comparison: Comparison) -> str:
+    return ",".join(filter(None, (comparison.tasks, comparison.side_tasks)))
+
+
+def _check(comparison: Comparison) -> None:
+    for task in find_tasks(_all_tasks(comparison), comparison.data_dir):
+        load_test_rows(task, comparison.data_dir)
+    for data in {comparison.cell(comparison.models[0], name, 0).settings.get("data") for name in comparison.methods}:
+        if data is None:
+            raise ValueError("train: give data, the rows to train on")
+        load_rows(data)
+    for model in comparison.models:
+        AutoTokenizer.from_pretrained(model)
+        for method in comparison.methods:
+            for seed in comparison.seeds:
+                read_result(comparison.cell(model, method, seed))
+            check_fit(comparison.cell(model, method, comparison.seeds[0]))
+
+
+def _best_rates(outcomes: Sequence[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    """Of each model and method, the learning rate with the lowest validation loss."""
+    losses: dict[tuple[str, str], dict[float, float]] = {}
+    for outcome in outcomes:
+        by_rate = losses.setdefault((outcome["model"], outcome["method"]), {})
+        by_rate[outcome["learning_rate"]] = outcome.get("validation_loss", math.inf)
+    return {key: min(by_rate, key=by_rate.get) for key, by_rate in losses.items()}
+
+
+def _finish(cells: Sequence[Cell], comparison: Comparison, jobs: int, what: str) -> list[dict[str, Any]]:
+    """The outcomes of these cells, after running those that have none."""
+    left = [cell for cell in cells if read_result(cell) is None]
+    if left:
+        _run_all(left, comparison, jobs, tqdm(total=len(cells), initial=len(cells) - len(left), desc=what))
+    return [read_result(cell) for cell in cells]
+
+
+def _run_all(cells: Sequence[Cell], comparison: Comparison, jobs: int, bar: tqdm) -> None:
+    context = multiprocessing.get_context("spawn")
+    numbers = context.SimpleQueue()
+    for number in range(jobs):
+        numbers.put(number)
+    job = (_all_tasks(comparison), comparison.data_dir, comparison.decoding)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_settle, initargs=(numbers, jobs))
+    with bar, pool:
+        futures = {pool.submit(run_cell, cell, *job): cell for cell in cells}
+        for future in futures:
+            future.add_done_callback(lambda done: done.cancelled() or bar.update())
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        except KeyboardInterrupt:
+            for process in pool._processes.values():
+                process.kill()
+            raise
+        if any(future.exception() for future in done):
+            pool.shutdown(cancel_futures=True)  # the cells that run now finish first, and stay
+            _raise_first(done, futures)
+
+
+def _raise_first(done: set[Future], cells: dict[Future, Cell]) -> None:
+    future = next(future for future in cells if future in done and future.exception())
+    cell, error = cells[future], future.exception()
+    raise ValueError(
+        f"{cell.method}, seed {cell.seed}: {type(error).__name__}: {error} (log: {cell.folder / LOG_NAME}). Finished "
+        "cells are kept; the same command goes on from them"
+    ) from error
+
+
+def _settle(numbers: SimpleQueue, jobs: int) -> None:
+    """Gives a process its GPU, or its share of the processor's threads."""
+    number = numbers.get()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
+    else:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs))
+    sys.stdin.close()

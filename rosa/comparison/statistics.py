@@ -1,0 +1,132 @@
+"""From the outcomes of cells to means, intervals and tests over seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from scipy import stats
+
+from rosa.comparison.plan import Comparison
+from rosa.tasks import find_tasks
+
+CONFIDENCE = 0.95
+
+
+class Spread(NamedTuple):
+    """A quantity over seeds: mean, sample standard deviation, and half the width of the mean's 95 % interval
+    (Student's t); NaN where one seed leaves them open."""
+
+    mean: float
+    deviation: float
+    half_width: float
+
+
+class Summary(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        method (str): its name.
+        learning_rate (float): at its highest.
+        trainable (float): share of all parameters, in percent.
+        tasks (dict): accuracy in percent by task, a Spread; side tasks too.
+        micro (Spread): accuracy in percent over all rows of the tasks, side tasks left out.
+        tokens_per_second (float or None): of training; None where no GPU ran it.
+        peak_bytes (int or None): the greatest memory taken in training; None where no GPU ran it.
+        finished (int): seeds that reached the test.
+        diverged (int): seeds whose loss was no longer finite.
+        difference (Spread or None): in micro-average, to the best baseline, seed by seed.
+        p_value (float or None): of that difference, by a paired t-test over seeds; None for baselines.
+    """
+
+    method: str
+    learning_rate: float
+    trainable: float
+    tasks: dict[str, Spread]
+    micro: Spread
+    tokens_per_second: float | None
+    peak_bytes: int | None
+    finished: int
+    diverged: int
+    difference: Spread | None
+    p_value: float | None
+
+
+def summarise(comparison: Comparison, model: str, outcomes: Sequence[dict[str, Any]]) -> list[Summary]:
+    """The table's rows for one model, in the order of its methods.
+
+    Args:
+        comparison (Comparison): with its models and tasks filled in.
+        model (str): one of its models.
+        outcomes (sequence of dict): of all cells, as `rosa.comparison.run` returns them.
+
+    Returns:
+        list of Summary: of the methods of which a seed has reached the test.
+    """
+    averaged = [task.name for task in find_tasks(comparison.tasks, comparison.data_dir)]
+    by_method = {
+        name: [o for o in outcomes if (o["model"], o["method"]) == (model, name)] for name in comparison.methods
+    }
+    scores = {name: micro_by_seed(found, averaged) for name, found in by_method.items()}
+    best = best_baseline({name: found for name, found in scores.items() if comparison.is_baseline(name)})
+    return [
+        _summary(name, found, scores[name], None if best is None or comparison.is_baseline(name) else scores[best])
+        for name, found in by_method.items()
+        if scores[name]
+    ]
+
+
+def micro_by_seed(outcomes: Sequence[dict[str, Any]], tasks: Sequence[str]) -> dict[int, float]:
+    """Micro-averaged accuracy in percent over all rows of these tasks, by seed."""
+    found = {}
+    for outcome in outcomes:
+        if "tasks" in outcome:
+            parts = [outcome["tasks"][name] for name in tasks]
+            found[outcome["seed"]] = 100 * sum(p["correct"] for p in parts) / sum(p["total"] for p in parts)
+    return found
+
+
+def best_baseline(scores: Mapping[str, Mapping[int, float]]) -> str | None:
+    """The method with the highest mean over seeds; None if there is none."""
+    finished = {name: by_seed for name, by_seed in scores.items() if by_seed}
+    return max(finished, key=lambda name: statistics.fmean(finished[name].values())) if finished else None
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean, deviation and interval of at least one value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Spread(mean, math.nan, math.nan)
+    deviation = statistics.stdev(values)
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    return Spread(mean, deviation, quantile * deviation / math.sqrt(len(values)))
+
+
+def _summary(
+    method: str, outcomes: Sequence[dict[str, Any]], micro: Mapping[int, float], best: Mapping[int, float] | None
+) -> Summary:
+    tested = [outcome for outcome in outcomes if "tasks" in outcome]
+    first = tested[0]
+    accuracies = {
+        name: spread([100 * o["tasks"][name]["correct"] / o["tasks"][name]["total"] for o in tested])
+        for name in first["tasks"]
+    }
+    on_gpu = first["peak_bytes"] is not None
+    shared = sorted(micro.keys() & best.keys()) if best is not None else []
+    differences = [micro[seed] - best[seed] for seed in shared]
+    return Summary(
+        method=method,
+        learning_rate=first["learning_rate"],
+        trainable=100 * first["trainable"] / first["total"],
+        tasks=accuracies,
+        micro=spread(list(micro.values())),
+        tokens_per_second=statistics.fmean(o["tokens_per_second"] for o in tested) if on_gpu else None,
+        peak_bytes=max(o["peak_bytes"] for o in tested) if on_gpu else None,
+        finished=len(tested),
+        diverged=len(outcomes) - len(tested),
+        difference=spread(differences) if shared else None,
+        # The paired test: one of the differences against 0.
+        p_value=float(stats.ttest_1samp(differences, 0).pvalue) if shared[1:] else None,
+    )

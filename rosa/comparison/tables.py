@@ -1,0 +1,101 @@
+"""The table of a comparison, in the paper's form: Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+
+from rosa.comparison.statistics import Spread, Summary
+
+GIGA = 1e9
+
+
+def markdown(rows: Sequence[Summary]) -> str:
+    """The table in Markdown, with what its columns mean below it."""
+    header, *body = _cells(rows, "±", "-")
+    lines = [header, ["---"] * len(header), *body]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{table}\n\n{_caption(rows)}\n"
+
+
+def latex(rows: Sequence[Summary]) -> str:
+    """The table as a LaTeX tabular, with rules of the package booktabs; the caption is a comment."""
+    header, *body = [[_escaped(cell) for cell in line] for line in _cells(rows, r"$\pm$", "--")]
+    lines = [" & ".join(line) + r" \\" for line in body]
+    return "\n".join(
+        [
+            f"% {_caption(rows)}",
+            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+            r"\toprule",
+            " & ".join(header) + r" \\",
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def csv_table(rows: Sequence[Summary]) -> str:
+    """The table's numbers in full, a row a method; what is not known is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    spreads = [*rows[0].tasks, "micro_average", "difference"]
+    names = [f"{name}{part}" for name in spreads for part in ("", "_sd", "_ci95")]
+    plain = ("method", "learning_rate", "trainable", "finished", "diverged")
+    writer.writerow([*plain, *names, "p_value", "tokens_per_second", "peak_bytes"])
+    for row in rows:
+        values = [v for spread in (*row.tasks.values(), row.micro, row.difference) for v in spread or (None,) * 3]
+        known = [None if isinstance(value, float) and math.isnan(value) else value for value in values]
+        plain_values = [getattr(row, name) for name in plain]
+        writer.writerow([*plain_values, *known, row.p_value, row.tokens_per_second, row.peak_bytes])
+    return text.getvalue()
+
+
+def _cells(rows: Sequence[Summary], plus_minus: str, nothing: str) -> list[list[str]]:
+    """Header and rows as text."""
+    on_gpu = any(row.tokens_per_second is not None for row in rows)
+    tasks = list(rows[0].tasks)
+    tested = any(row.difference is not None for row in rows)
+    header = ["method", "lr", "trainable %", *tasks, "micro-average"]
+    header += ["to the best baseline", "p"] * tested + ["tokens/s", "peak GB"] * on_gpu
+    lines = [header]
+    for row in rows:
+        line = [row.method + (f" ({row.diverged} diverged)" if row.diverged else ""), f"{row.learning_rate:g}"]
+        line += [f"{row.trainable:.3f}", *(_spread(row.tasks[name], plus_minus) for name in tasks)]
+        line.append(_spread(row.micro, plus_minus))
+        if tested:
+            line += [nothing if row.difference is None else _signed(row.difference, plus_minus)]
+            line += [nothing if row.p_value is None else f"{row.p_value:.3g}"]
+        if on_gpu:
+            line += [f"{row.tokens_per_second:,.0f}", f"{row.peak_bytes / GIGA:.1f}"]
+        lines.append(line)
+    return lines
+
+
+def _spread(value: Spread, plus_minus: str) -> str:
+    if math.isnan(value.deviation):
+        return f"{value.mean:.1f}"
+    return f"{value.mean:.1f} {plus_minus} {value.deviation:.1f}"
+
+
+def _signed(value: Spread, plus_minus: str) -> str:
+    if math.isnan(value.half_width):
+        return f"{value.mean:+.1f}"
+    return f"{value.mean:+.1f} {plus_minus} {value.half_width:.1f}"
+
+
+def _caption(rows: Sequence[Summary]) -> str:
+    counts = sorted({row.finished for row in rows})
+    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return (
+        f"Accuracy in percent, mean and standard deviation over {seeds} seeds; the difference to the baseline with the "
+        "highest micro-average is the mean over seeds with its 95 % interval, and p that of a paired t-test."
+    )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", r"\%").replace("_", r"\_").replace("&", r"\&")

@@ -1,0 +1,165 @@
+"""What `rosa train` takes: options of RoSA and of transformers, from a YAML file and from the command line."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentError
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal, NoReturn
+
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+
+from rosa.config import ADAPTER_DTYPES, RosaConfig
+from rosa.methods import METHODS, ROSA
+from rosa.settings import as_arguments, check_keys, load_settings, mapping
+
+# Where they differ from those of TrainingArguments: the paper's, and those of the command line.
+TRAINING_DEFAULTS = {
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,  # below 1: a share of all steps
+    "num_train_epochs": 3.0,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "logging_steps": 10.0,
+    "report_to": "none",
+}
+
+
+def _option(default: object, text: str):
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class FinetuneArguments:
+    """What `rosa train` takes beside transformers' TrainingArguments."""
+
+    _argument_group_name = "RoSA"
+
+    model: str = field(metadata={"help": "folder or Hub name of the base model"})
+    data: str = field(metadata={"help": ".json or .jsonl file with instruction, input, output; or a dataset's name"})
+    val_size: int = _option(0, "rows held out for evaluation (paper: 300)")
+    max_length: int = _option(2048, "tokens after which a row is cut off")
+    method: Literal[METHODS] = _option(ROSA, "RoSA, or a baseline of peft's with the paper's settings")
+    peft: str | None = _option(None, "JSON: settings of the baseline other than the paper's, as peft names them")
+    train_on_prompt: bool = _option(False, "learn the prompt too, not the response alone")
+    resume: bool = _option(False, "continue from the last complete checkpoint of --output, if there is one")
+    overwrite: bool = _option(False, "replace the adapter and the checkpoints in --output")
+
+    r_low: float = _option(RosaConfig.r_low, "share of the rotary pairs that is enhanced, from the lowest frequency")
+    alpha: float = _option(RosaConfig.alpha, "strength of the enhancement")
+    rank: int = _option(RosaConfig.rank, "inner size of the low-rank projections")
+    train_norms: bool = _option(RosaConfig.train_norms, "train the norms of the adapted layers")
+    layers: list[int] | None = field(default=None, metadata={"help": "indices of the decoder layers to adapt, from 0"})
+    adapter_dtype: Literal[ADAPTER_DTYPES] = _option(RosaConfig.adapter_dtype, "dtype of the adapter's parameters")
+
+    dls: bool | None = _option(None, "Dynamic Layer Selection; default: true for RoSA, false for the baselines")
+    dls_k_ratio: float = _option(0.5, "share of the layers that is selected")
+    dls_interval: int = _option(40, "steps from one selection to the next")
+    dls_warmup_steps: int = _option(0, "steps before the first selection")
+    dls_p_exploit: float = _option(0.8, "probability of taking the best layers instead of random ones")
+    dls_mode: Literal["skip", "mask"] = _option("skip", "freeze the other layers, or drop their gradients")
+    dls_seed: int | None = _option(None, "seed of the selection; default: --seed")
+
+    @property
+    def config(self) -> RosaConfig:
+        return RosaConfig(**{f.name: getattr(self, f.name) for f in fields(RosaConfig)})
+
+    @property
+    def peft_settings(self) -> dict[str, object]:
+        """What `peft` says.
+
+        Raises:
+            ValueError: it is no JSON object.
+        """
+        try:
+            return mapping(json.loads(self.peft or "{}"), "--peft")
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--peft must be JSON, such as '{{\"r\": 8}}', got {self.peft}: {error}") from error
+
+    def layer_selection(self, seed: int) -> dict[str, object] | None:
+        """The keyword arguments of the layer selection in a run with this seed; None for no selection."""
+        if not (self.method == ROSA if self.dls is None else self.dls):
+            return None
+        given = {name.removeprefix("dls_"): value for name, value in vars(self).items() if name.startswith("dls_")}
+        return given | {"seed": seed if self.dls_seed is None else self.dls_seed}
+
+
+class _Parser(HfArgumentParser):
+    """Raises where argparse would end the process: the arguments may be another file's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ArgumentError(None, message)
+
+
+def parse(argv: list[str]) -> tuple[FinetuneArguments, TrainingArguments]:
+    """Read the arguments of `rosa train`.
+
+    Args:
+        argv (list of str): the command line. `--config FILE` names a YAML file of the same options, which those on the
+            command line override.
+
+    Returns:
+        tuple: what RoSA takes, and what transformers takes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        argparse.ArgumentError, ValueError: an unknown option, one that is missing, or a value of the wrong kind.
+        SystemExit: `--help` was asked for.
+    """
+    parser = _parser()
+    config = _Parser(add_help=False, allow_abbrev=False)
+    config.add_argument("--config", type=Path)
+    found, rest = config.parse_known_args(argv)
+    given = vars(parser.parse_args(_from_file(parser, found.config) + rest))
+    if given["output_dir"] is None:
+        parser.error("the following arguments are required: --output")
+    if given["resume_from_checkpoint"] is not None:
+        parser.error("--resume takes the place of --resume_from_checkpoint")
+    del given["config"]  # read above
+    return parser.parse_dict(given | _automatic(given))
+
+
+def option_names() -> set[str]:
+    """The names of all options, as YAML files use them."""
+    return {action.option_strings[0].removeprefix("--") for action in _parser()._actions}
+
+
+def _parser() -> HfArgumentParser:
+    parser = _Parser(
+        [FinetuneArguments, TrainingArguments],
+        prog="rosa train",
+        usage="rosa train [--config FILE] --model MODEL --data DATA --output FOLDER [options]",
+        description="Fine-tune a model with RoSA. Takes every field of transformers' TrainingArguments too.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, help="YAML file of these options; those on the command line count more")
+    parser.add_argument("--output", dest="output_dir", help="folder for the adapter, the tokenizer and the checkpoints")
+    # None: decided below, by what else was given.
+    automatic = ("output_dir", "bf16", "dataloader_pin_memory", "eval_strategy", "include_num_input_tokens_seen")
+    parser.set_defaults(**TRAINING_DEFAULTS, **dict.fromkeys(automatic))
+    return parser
+
+
+def _from_file(parser: HfArgumentParser, file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    settings = load_settings(file)
+    check_keys(settings, option_names() - {"config", "help"}, str(file))
+    return as_arguments(settings)
+
+
+def _automatic(given: dict) -> dict:
+    """The training arguments that were left open, by what was given and what is there."""
+    gpu = torch.cuda.is_available() and not given["use_cpu"]
+    has_bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    choices = {
+        "bf16": has_bf16 and not given["fp16"],
+        "dataloader_pin_memory": gpu,
+        "eval_strategy": "epoch" if given["val_size"] else "no",
+        # Trainer then logs tokens per second. (HfArgumentParser takes this field for a boolean.)
+        "include_num_input_tokens_seen": "non_padding",
+    }
+    return {name: value for name, value in choices.items() if given[name] is None}
