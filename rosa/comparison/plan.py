@@ -73,8 +73,8 @@ class Comparison:
         output (Path): folder for the cells and the tables.
         methods (mapping): the table's rows: a name, and options of `rosa train` (`method`, `peft`, `r_low`, ...).
         seeds (tuple of int): each method is trained with each.
-        train (mapping): options of `rosa train` for all methods; in the file also the name of a YAML file of them, as
-            seen from the file.
+        train (mapping): options of `rosa train` for all methods. In the file, `methods` and `train` may also be the
+            names of YAML files, as seen from it.
         models (tuple of str): folders or Hub names of the bases.
         tasks (str): as in `rosa evaluate --tasks`; all their rows together make the micro-average.
         side_tasks (str): tasks outside the micro-average; empty for none.
@@ -142,7 +142,7 @@ def load_comparison(file: Path) -> Comparison:
     """Read and check the YAML file of a comparison; its keys are those of Comparison.
 
     Args:
-        file (Path): the file. Paths in it are seen from the current folder, but for `train`.
+        file (Path): the file. Paths in it are seen from the current folder, but for `methods` and `train`.
 
     Returns:
         Comparison: nothing of it has been made or run.
@@ -172,14 +172,10 @@ def _base_name(model: str) -> str:
 
 
 def _converted(given: dict[str, Any], file: Path) -> dict[str, Any]:
-    train = given.get("train")
-    if isinstance(train, str):
-        train, place = load_settings(file.parent / train), train
-    else:
-        train, place = mapping(train, "train"), "train"
+    train, methods = (_mapping_or_file(given.get(name), name, file) for name in ("train", "methods"))
     options = option_names() - _OF_THE_CELL
-    check_keys(train, options, place)
-    methods = {name: mapping(value, f"methods: {name}") for name, value in mapping(given["methods"], "methods").items()}
+    check_keys(train, options | {"seed"}, "train")  # the seed of a single run, where `train` is a file
+    methods = {name: mapping(value, f"methods: {name}") for name, value in methods.items()}
     for name, value in methods.items():
         check_keys(value, options, f"methods: {name}")
     values = given | {"output": Path(given["output"]), "train": train, "methods": methods}
@@ -200,6 +196,10 @@ def _built(made: type, value: object, place: str) -> Any:
     check_keys(parts, types, place)
     nested = {key: _built(types[key], parts[key], f"{place}: {key}") for key in parts if is_dataclass(types[key])}
     return made(**{**parts, **nested})
+
+
+def _mapping_or_file(value: object, name: str, file: Path) -> dict[str, Any]:
+    return load_settings(file.parent / value) if isinstance(value, str) else mapping(value, name)
 
 
 def _listed(value: object, name: str) -> list:
