@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rosa.adapter import load_adapter
 from rosa.commands import DTYPES, parser
 from rosa.data import prompt
 from rosa.generation import answer
+from rosa.methods import load_trained
 
 
 def run(argv: list[str]) -> None:
     """Run `rosa generate ...`."""
     options = parser("generate", "Answer an instruction, or continue a prompt, greedily.")
     options.add_argument("--model", required=True, help="folder or Hub name of the base model")
-    options.add_argument("--adapter", help="folder of a RoSA adapter; the bare model if not given")
+    options.add_argument("--adapter", help="RoSA's or peft's, a folder or Hub name; the bare model if not given")
     text = options.add_mutually_exclusive_group(required=True)
     text.add_argument("--instruction", help="the task, wrapped in the prompt of training")
     text.add_argument("--prompt", help="the text to continue, verbatim")
@@ -29,7 +29,7 @@ def run(argv: list[str]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype)
     if args.adapter is not None:
-        load_adapter(model, args.adapter)
+        model = load_trained(model, args.adapter)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     text = prompt(args.instruction, args.input) if args.prompt is None else args.prompt
     print(answer(model, tokenizer, [text], max_new_tokens=args.max_new_tokens)[0])

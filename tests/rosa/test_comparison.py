@@ -1,0 +1,312 @@
+"""`rosa compare`: its settings, its cells on a tiny real model, death and resumption, its statistics and tables."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from rosa.miniature.make import MiniatureRecipe
+from scipy import stats
+
+from rosa.cli import main
+from rosa.comparison.plan import Comparison, load_comparison
+from rosa.comparison.run import _best_rates
+from rosa.comparison.statistics import best_baseline, micro_by_seed, spread, summarise
+from rosa.comparison.tables import csv_table, latex, markdown
+
+from .tiny_qwen2 import tiny_model, tiny_tokenizer
+
+ROOT = Path(__file__).parents[2]
+ROWS = [
+    {"instruction": f"Add {i} and {i}.", "output": f"The answer is {2 * i}", "answer": str(2 * i)} for i in range(24)
+]
+SETTINGS = {
+    "seeds": [1, 2],
+    "tasks": "doubles",
+    "side_tasks": "words",
+    "methods": {"RoSA": {"rank": 4}, "LoRA": {"method": "lora", "peft": {"r": 2}}},
+    "train": {"max_steps": 4, "val_size": 4, "eval_strategy": "no", "save_steps": 2, "learning_rate": "1e-2"},
+    "decoding": {"batch_size": 4, "max_new_tokens": 4, "limit": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A base model, training data and the folders of two tasks."""
+    folder = tmp_path_factory.mktemp("files")
+    tokenizer = tiny_tokenizer([row["instruction"] + row["output"] for row in ROWS], vocab_size=300)
+    tiny_model(len(tokenizer)).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    (folder / "rows.json").write_text(json.dumps(ROWS))
+    for name, form in (("doubles", "number"), ("words", ["the", "a"])):
+        (folder / name).mkdir()
+        rows = ROWS if form == "number" else [{**row, "answer": "the"} for row in ROWS]
+        (folder / name / "test.json").write_text(json.dumps(rows))
+        (folder / name / "task.json").write_text(json.dumps({"answer": form}))
+    return folder
+
+
+def write(path, files, **changes):
+    settings = SETTINGS | {"output": str(path / "out"), "models": [str(files / "base")], "data_dir": str(files)}
+    settings["train"] = {**settings["train"], "data": str(files / "rows.json")}
+    settings |= changes
+    config = path / "comparison.yaml"
+    config.write_text(yaml.safe_dump({key: value for key, value in settings.items() if value is not None}))
+    return config
+
+
+def results(path):
+    return {file.parent.relative_to(path).as_posix(): file.stat().st_mtime_ns for file in path.rglob("result.json")}
+
+
+@pytest.fixture(scope="module")
+def finished(files, tmp_path_factory):
+    """A comparison that has run, with a grid of learning rates; its folder."""
+    path = tmp_path_factory.mktemp("comparison")
+    main(["compare", "--config", str(write(path, files, learning_rates=["1e-3", 0.05], tuning_seed=7)), "--jobs", "2"])
+    return path
+
+
+def test_every_cell_is_trained_and_tested_and_the_grid_before_them(finished):
+    cells = results(finished / "out" / "cells" / "base")
+    grid = {f"{method}/tuning-{rate}" for method in ("RoSA", "LoRA") for rate in ("0.001", "0.05")}
+    assert cells.keys() == grid | {f"{method}/seed-{seed}" for method in ("RoSA", "LoRA") for seed in (1, 2)}
+    outcomes = json.loads((finished / "out" / "outcomes.json").read_text())
+    assert [(o["method"], o["seed"]) for o in outcomes] == [("RoSA", 1), ("LoRA", 1), ("RoSA", 2), ("LoRA", 2)]
+    for outcome in outcomes:
+        assert outcome["steps"] == 4
+        assert outcome["tasks"].keys() == {"doubles", "words"}
+        assert outcome["tasks"]["doubles"]["total"] == 4
+        assert 0 < outcome["trainable"] < outcome["total"]
+
+
+def test_each_method_takes_the_learning_rate_with_the_lower_validation_loss(finished):
+    cells = finished / "out" / "cells" / "base"
+    for method in ("RoSA", "LoRA"):
+        found = {
+            rate: json.loads((cells / method / f"tuning-{rate}" / "result.json").read_text()) for rate in (0.001, 0.05)
+        }
+        assert all(outcome["seed"] == 7 and "tasks" not in outcome for outcome in found.values())
+        best = min(found, key=lambda rate: found[rate]["validation_loss"])
+        assert json.loads((cells / method / "seed-1" / "result.json").read_text())["learning_rate"] == best
+
+
+def test_the_table_is_written_in_three_forms(finished):
+    out = finished / "out"
+    text = (out / "table-base.md").read_text()
+    assert text.startswith("| method | lr | trainable % | doubles | words | micro-average | to the best baseline | p |")
+    assert "tokens/s" not in text  # of a GPU alone
+    rows = list(csv.DictReader((out / "table-base.csv").open()))
+    assert [row["method"] for row in rows] == ["RoSA", "LoRA"]
+    assert rows[0]["finished"] == "2" and rows[1]["p_value"] == ""
+    assert r"\toprule" in (out / "table-base.tex").read_text()
+
+
+def test_finished_cells_are_not_repeated_and_new_seeds_are_added(finished, files):
+    before = results(finished)
+    config = write(finished, files, learning_rates=[0.001, 0.05], tuning_seed=7, seeds=[1, 2, 3])
+    main(["compare", "--config", str(config)])
+    after = results(finished)
+    assert len(after) == len(before) + 2
+    assert all(after[name] == changed for name, changed in before.items())
+
+
+def test_other_settings_than_those_of_finished_cells_are_refused(finished, files, capsys):
+    train = {**SETTINGS["train"], "data": str(files / "rows.json"), "max_steps": 5}
+    config = write(finished, files, learning_rates=[0.001, 0.05], tuning_seed=7, train=train)
+    before = results(finished)
+    with pytest.raises(SystemExit):
+        main(["compare", "--config", str(config)])
+    assert "was made with other settings (max_steps)" in capsys.readouterr().err
+    assert results(finished) == before
+
+
+def test_a_killed_comparison_goes_on_where_it_was(files, tmp_path):
+    config = write(tmp_path, files, seeds=[1, 2, 3])
+    command = [sys.executable, "-m", "rosa", "compare", "--config", str(config)]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(results(tmp_path)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = results(tmp_path)
+    assert 2 <= len(before) < 6
+    main(["compare", "--config", str(config)])
+    after = results(tmp_path)
+    assert len(after) == 6
+    assert all(after[name] == changed for name, changed in before.items())
+
+
+def test_a_cell_that_was_trained_already_is_only_tested(files, tmp_path):
+    config = write(tmp_path, files, seeds=[1], methods={"LoRA": SETTINGS["methods"]["LoRA"]})
+    main(["compare", "--config", str(config)])
+    folder = tmp_path / "out" / "cells" / "base" / "LoRA" / "seed-1"
+    first = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").unlink()
+    weights = (folder / "adapter_model.safetensors").stat().st_mtime_ns
+    main(["compare", "--config", str(config)])
+    assert json.loads((folder / "result.json").read_text()) == first
+    assert (folder / "adapter_model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_a_cell_that_fails_leaves_the_finished_ones_and_names_itself(files, tmp_path, capsys):
+    config = write(tmp_path, files, seeds=[1])
+    blocked = tmp_path / "out" / "cells" / "base" / "LoRA" / "seed-1" / "predictions"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where a folder is to be")
+    with pytest.raises(SystemExit):
+        main(["compare", "--config", str(config)])
+    error = capsys.readouterr().err
+    assert "LoRA, seed 1: " in error and "log.txt" in error
+    assert results(tmp_path / "out" / "cells" / "base").keys() == {"RoSA/seed-1"}
+
+
+def test_a_loss_that_is_not_finite_is_an_outcome(files, tmp_path):
+    methods = {"LoRA": {"method": "lora", "learning_rate": 1e30}, "LN tuning": {"method": "ln_tuning"}}
+    main(["compare", "--config", str(write(tmp_path, files, methods=methods, seeds=[1]))])
+    outcomes = json.loads((tmp_path / "out" / "outcomes.json").read_text())
+    assert "the loss is [nan]" in outcomes[0]["diverged"] and "tasks" not in outcomes[0]
+    assert [row["method"] for row in csv.DictReader((tmp_path / "out" / "table-base.csv").open())] == ["LN tuning"]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"sedes": [1]}, "unknown key sedes; did you mean seeds?"),
+        ({"train": {"learning_rat": 1}}, "unknown key learning_rat; did you mean learning_rate?"),
+        ({"methods": {"LoRA": {"methods": "lora"}}}, "unknown key methods; did you mean method?"),
+        ({"methods": {"LoRA": {"method": "loora"}}}, "invalid choice: 'loora'"),
+        ({"methods": {"LoRA": {"method": "lora", "peft": {"rank": 3}}}}, "settings of lora: unknown key rank"),
+        ({"methods": {"C3A": {"method": "c3a"}}}, "method C3A: c3a does not fit Qwen2ForCausalLM"),
+        ({"methods": {"RoSA": {"r_low": 2.0}}}, r"method RoSA: r_low must lie in \(0, 1\], got 2.0"),
+        ({"methods": {}}, "methods: name at least one"),
+        ({"methods": {"a b": {}, "a-b": {}}}, "methods must differ in their names' letters"),
+        ({"seeds": [1, 1]}, "seeds must be different whole numbers"),
+        ({"seeds": None}, "must give seeds"),
+        ({"seeds": 1}, "seeds must be a list, got 1"),
+        ({"learning_rates": [0.1], "tuning_seed": 1}, "tuning_seed 1 is one of the seeds"),
+        ({"learning_rates": [-1]}, "learning_rates must be above 0"),
+        ({"tasks": "doubels"}, "unknown task"),
+        ({"data_dir": "nowhere"}, "nowhere"),
+        ({"models": ["nowhere/at-all"]}, "nowhere/at-all"),
+        ({"models": None}, "name at least one of the models"),
+        ({"miniature": {}}, "the miniature makes its own model"),
+        ({"decoding": {"batch_size": 0}}, "batch_size must be a whole number from 1, got 0"),
+        ({"decoding": {"batch": 4}}, "decoding: unknown key batch; did you mean batch_size?"),
+    ],
+)
+def test_faults_are_told_before_any_training(files, tmp_path, capsys, changes, message):
+    config = write(tmp_path, files, **changes)
+    with pytest.raises(SystemExit):
+        main(["compare", "--config", str(config)])
+    captured = capsys.readouterr().err
+    assert re.search(message, captured), captured
+    assert not results(tmp_path)
+
+
+def test_no_file_and_no_yaml(tmp_path, capsys):
+    for text, message in (
+        (None, "there is no configuration file"),
+        ("a: [", "is not valid YAML"),
+        ("- a", "must hold keys"),
+    ):
+        if text is not None:
+            (tmp_path / "c.yaml").write_text(text)
+        with pytest.raises(SystemExit):
+            main(["compare", "--config", str(tmp_path / "c.yaml")])
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "configs" / "paper").glob("*.yaml")))
+def test_the_papers_configurations_are_whole(file):
+    text = yaml.safe_load((ROOT / "configs" / "paper" / file).read_text())
+    if "seeds" in text:
+        comparison = load_comparison(ROOT / "configs" / "paper" / file)
+        assert comparison.seeds == (2333, 1000, 2000, 3000, 4000)
+        assert comparison.train["learning_rate"] == 0.001 and comparison.train["val_size"] == 300
+
+
+def outcome(method, seed, correct, **more):
+    tasks = {
+        "a": {"correct": correct, "total": 10},
+        "b": {"correct": 3, "total": 30},
+        "side": {"correct": 0, "total": 5},
+    }
+    about = {"model": "m", "method": method, "seed": seed, "learning_rate": 0.1, "trainable": 1, "total": 50}
+    return about | {"tokens_per_second": 1.0, "peak_bytes": None, "tasks": tasks} | more
+
+
+@pytest.fixture
+def outcomes():
+    scores = {"RoSA": (7, 9, 8), "LoRA": (6, 7, 7), "VeRA": (2, 3, 2)}
+    return [outcome(method, seed, n) for method, by_seed in scores.items() for seed, n in enumerate(by_seed)]
+
+
+@pytest.fixture
+def comparison(tmp_path):
+    for name in ("a", "b", "side"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "task.json").write_text('{"answer": "number"}')
+    methods = {"RoSA": {}, "LoRA": {"method": "lora"}, "VeRA": {"method": "vera"}}
+    return Comparison(
+        tmp_path, methods, (0, 1, 2), {}, models=("m",), tasks="a,b", side_tasks="side", data_dir=tmp_path
+    )
+
+
+def test_the_micro_average_is_over_rows_and_leaves_side_tasks_out(outcomes):
+    assert micro_by_seed(outcomes[:1], ["a", "b"]) == {0: 100 * (7 + 3) / 40}
+
+
+def test_differences_and_p_are_paired_by_seed_with_the_best_baseline(comparison, outcomes):
+    rosa, lora, vera = summarise(comparison, "m", outcomes)
+    assert (rosa.method, lora.method, vera.method) == ("RoSA", "LoRA", "VeRA")
+    ours, theirs = ([100 * (n + 3) / 40 for n in scores] for scores in ((7, 9, 8), (6, 7, 7)))
+    assert rosa.difference.mean == pytest.approx(sum(ours) / 3 - sum(theirs) / 3)
+    assert rosa.p_value == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
+    assert lora.p_value is None and vera.difference is None
+    assert best_baseline({"x": {1: 2.0}, "y": {1: 3.0}, "z": {}}) == "y"
+
+
+def test_spread_is_students(outcomes):
+    values = [1.0, 2.0, 4.0]
+    found = spread(values)
+    low, high = stats.t.interval(0.95, 2, loc=found.mean, scale=stats.sem(values))
+    assert found.mean + found.half_width == pytest.approx(high)
+    assert found.mean - found.half_width == pytest.approx(low)
+
+
+def test_diverged_seeds_are_counted_and_not_averaged(comparison, outcomes):
+    broken = {**outcome("RoSA", 3, 0), "diverged": "the loss is nan"}
+    del broken["tasks"]
+    row = summarise(comparison, "m", [*outcomes, broken])[0]
+    assert (row.finished, row.diverged) == (3, 1)
+    assert "RoSA (1 diverged)" in markdown([row])
+
+
+def test_a_gpus_speed_and_memory_have_columns(comparison, outcomes):
+    for found in outcomes:
+        found["peak_bytes"], found["tokens_per_second"] = 5 * 10**9, 1234.0
+    rows = summarise(comparison, "m", outcomes)
+    assert "| 1,234 | 5.0 |" in markdown(rows)
+    assert next(csv.DictReader(csv_table(rows).splitlines()))["peak_bytes"] == "5000000000"
+    assert r"1,234 & 5.0 \\" in latex(rows) and r"trainable \%" in latex(rows)
+
+
+def test_a_diverged_learning_rate_is_never_the_best():
+    about = {"model": "m", "method": "RoSA"}
+    losses = [{"learning_rate": 0.1, "diverged": "nan"}, {"learning_rate": 0.01, "validation_loss": 3.0}]
+    assert _best_rates([about | loss for loss in losses]) == {("m", "RoSA"): 0.01}
+
+
+def test_the_miniature_of_the_repository_is_whole():
+    comparison = load_comparison(ROOT / "configs" / "miniature.yaml")
+    assert isinstance(comparison.miniature, MiniatureRecipe)
+    assert len(comparison.seeds) >= 5 and len(comparison.learning_rates) >= 3
