@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,13 +39,14 @@ def prompt(instruction: str, input: str = "") -> str:
     return (_WITH_INPUT if input else _PLAIN).format(instruction=instruction, input=input)
 
 
-def load_rows(data: str, split: str = "train") -> list[dict]:
+def load_rows(data: str, split: str = "train", *, target: str = "output") -> list[dict]:
     """Read instruction data and check every row.
 
     Args:
         data (str): a .json file (a list of objects), a .jsonl file (one object a line), or the name of a dataset for
             `datasets.load_dataset`. A row has the strings `instruction` and `output`, and may have `input`.
         split (str): the split of a named dataset; files have none.
+        target (str): the field to find beside `instruction`; "answer" for the rows of a test.
 
     Returns:
         list of dict: the rows as they came, with `input` set to "" where it was absent or null.
@@ -61,11 +62,36 @@ def load_rows(data: str, split: str = "train") -> list[dict]:
     elif path.exists():
         raise ValueError(f"{data}: training data must be a .json or .jsonl file or the name of a dataset")
     else:
-        numbered = _dataset_rows(data, split)
-    rows = [_checked(row, f"{data}, {place}") for place, row in numbered]
+        numbered = _numbered(dataset_rows(data, split))
+    rows = [_checked(row, f"{data}, {place}", target) for place, row in numbered]
     if not rows:
         raise ValueError(f"{data} holds no rows")
     return rows
+
+
+def dataset_rows(
+    name: str, split: str, *, config: str | None = None, revision: str | None = None
+) -> Iterable[dict[str, object]]:
+    """The rows of a dataset of the hub, as they come.
+
+    Args:
+        name (str): for `datasets.load_dataset`.
+        split (str): one of its splits; "train+test" for two.
+        config (str, optional): the configuration, of a dataset that has several.
+        revision (str, optional): branch, tag or commit; None is "main".
+
+    Returns:
+        iterable of dict: a row each.
+
+    Raises:
+        FileNotFoundError: there is no such dataset, or it cannot be reached.
+    """
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name, config, split=split, revision=revision)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(f"{name} is neither a file here nor a dataset that can be reached: {error}") from error
 
 
 def tokenize(
@@ -130,7 +156,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, object]]:
     rows = _parse(_read(path), str(path))
     if not isinstance(rows, list):
         raise ValueError(f"{path} must hold a list of objects, got {_kind(rows)}")
-    return ((f"row {index}", row) for index, row in enumerate(rows))
+    return _numbered(rows)
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, object]]:
@@ -140,13 +166,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, object]]:
             yield f"line {number}", _parse(line, str(path), first_line=number)
 
 
-def _dataset_rows(name: str, split: str) -> Iterator[tuple[str, object]]:
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(name, split=split)
-    except (FileNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(f"{name} is neither a file here nor a dataset that can be reached: {error}") from error
+def _numbered(rows: Iterable[object]) -> Iterator[tuple[str, object]]:
     return ((f"row {index}", row) for index, row in enumerate(rows))
 
 
@@ -170,14 +190,14 @@ def _parse(text: str, path: str, first_line: int = 1) -> object:
         raise ValueError(f"{path} is not valid JSON: line {line}, column {error.colno}: {error.msg}") from error
 
 
-def _checked(row: object, place: str) -> dict:
+def _checked(row: object, place: str, target: str) -> dict:
     if not isinstance(row, dict):
-        raise ValueError(f"{place}: must be an object with `instruction` and `output`, got {_kind(row)}")
-    for field in ("instruction", "output"):
+        raise ValueError(f"{place}: must be an object with `instruction` and `{target}`, got {_kind(row)}")
+    for field in ("instruction", target):
         if field not in row:
             raise ValueError(f"{place}: has no `{field}`, only {', '.join(row) or 'nothing'}")
     row = {**row, "input": "" if row.get("input") is None else row["input"]}
-    for field in ("instruction", "input", "output"):
+    for field in ("instruction", "input", target):
         if not isinstance(row[field], str):
             raise ValueError(f"{place}: `{field}` must be a string, got {_kind(row[field])}")
     return row
