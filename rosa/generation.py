@@ -40,12 +40,31 @@ def answer(
         TypeError: `prompts` is one string.
         ValueError: a number below 1, a prompt without a token, or no token that could end an answer.
     """
+    texts = answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    return [text for _, text in sorted(texts)]
+
+
+def answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 256,
+    batch_size: int = 8,
+) -> Iterator[tuple[int, str]]:
+    """The answers of `answer` as they come, a batch at a time, the shortest prompts first.
+
+    Args, Raises: those of `answer`.
+
+    Yields:
+        (int, str): the index of a prompt, and its answer.
+    """
     if isinstance(prompts, str):
         raise TypeError("prompts must be a sequence of strings, got one string")
     if max_new_tokens < 1 or batch_size < 1:
         raise ValueError(f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}")
     if not prompts:
-        return []
+        return
     rows = prompt_ids(prompts, tokenizer)
     if not all(rows):
         raise ValueError(f"prompt {rows.index([])} holds no token")
@@ -53,14 +72,12 @@ def answer(
     pad = stop[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     # Prompts of like length share a batch: less padding.
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    answers = [""] * len(rows)
-    with _evaluating(model):
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        with _evaluating(model):
             new = _continue(model, [rows[index] for index in batch], max_new_tokens, stop, pad)
-            for index, text in zip(batch, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-                answers[index] = text.strip()
-    return answers
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        yield from zip(batch, (text.strip() for text in texts), strict=True)
 
 
 def _continue(

@@ -22,7 +22,7 @@ _REASONS = "because|since|as|with|which|for"
 _NO_ARTICLE = rf"(?!(?<=A)\s+(?!(?:{_REASONS})\b)[a-z])"
 _BETWEEN = (
     r"(?i:[\s:=,>]|\b(?:is|are|be|was|would|should|must|will|therefore|thus|hence|then|the|to|this|question|correct|right"
-    r"|best|most|likely|probably|given|by|option|choice|answer|letter)\b)*"
+    r"|best|most|likely|probably|given|by|option|choice|answer|letter)\b){0,60}"
 )
 _STATED = re.compile(
     rf"(?i:\banswer\b|\b(?:correct|right|best)\s+(?:option|choice|letter|one)\b){_BETWEEN}{_LETTER}{_NO_ARTICLE}"
@@ -45,8 +45,8 @@ def extract_answer(task: str | Task, text: str) -> str | float | None:
     - "letter": A to E where the text gives it as the answer, and no other capital letter. In this order: the last
       letter that is called the answer ("The answer is (D).", "Answer: C", "the correct option is B", "(E) is correct");
       a letter that ends the text, in brackets, on a line of its own or after "therefore"; a letter set off at its
-      beginning ("D", "(B) 12", "C) 62 m"), where LLM-Adapters' "A: ", with which every answer begins, does not count; the
-      only letter that is mentioned as an option ("option D", "(D)").
+      beginning ("D", "(B) 12", "C) 62 m"), where LLM-Adapters' "A: ", with which every answer begins, does not count;
+      the only letter that is mentioned as an option ("option D", "(D)").
     - "text": the text, without a final full stop, with single spaces.
 
     The rules for options and numbers are those of LLM-Adapters (Hu et al. 2023), which the paper follows; its rule for
