@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
 import rosa
-from rosa.demo.training import Schedule, StepRecorder, train
+from rosa.miniature.training import Schedule, StepRecorder, train
 
 # The paper's rank is 128, for hidden sizes from 3584.
 ROSA_RANK = 32

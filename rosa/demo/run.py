@@ -20,12 +20,12 @@ from transformers.utils import logging
 
 from rosa.adapter import load_adapter, save_adapter
 from rosa.data import prompt
-from rosa.demo.base import BaseRecipe, base_model
 from rosa.demo.figure import draw_figure
 from rosa.demo.methods import fine_tune_lora, fine_tune_rosa
-from rosa.demo.problems import SEEN, UNSEEN, exact_match, generate
 from rosa.demo.report import Accuracy, base_section, command_section, comparison_section, fine_tuning_section
 from rosa.generation import answer
+from rosa.miniature.base import BaseRecipe, base_model
+from rosa.miniature.problems import SEEN, UNSEEN, exact_match, generate
 
 MAX_NEW_TOKENS = 40  # the longest solution has about 30
 

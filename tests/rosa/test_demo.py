@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from rosa.data import prompt
-from rosa.demo.problems import LARGEST_RESULT, SEEN, UNSEEN, Kind, exact_match, final_number, generate
+from rosa.miniature.problems import LARGEST_RESULT, SEEN, UNSEEN, Kind, exact_match, final_number, generate
 
 BOTH = {**SEEN, **UNSEEN}
 
@@ -69,7 +69,7 @@ def test_exact_match_is_a_percentage():
 def test_the_tokenizer_round_trips_and_keeps_digits_apart(problems, tmp_path):
     from transformers import AutoTokenizer
 
-    from rosa.demo.base import make_tokenizer
+    from rosa.miniature.base import make_tokenizer
 
     make_tokenizer(problems.train).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)  # as `rosa generate` loads it
@@ -85,9 +85,9 @@ def test_the_tokenizer_round_trips_and_keeps_digits_apart(problems, tmp_path):
 
 @pytest.fixture
 def sizes():
-    from rosa.demo.base import BaseRecipe
     from rosa.demo.run import Sizes
-    from rosa.demo.training import Schedule
+    from rosa.miniature.base import BaseRecipe
+    from rosa.miniature.training import Schedule
 
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "head_dim": 16, "intermediate_size": 32}
     recipe = BaseRecipe(**shape, schedule=Schedule(steps=4, batch_size=4, learning_rate=1e-3))
@@ -122,7 +122,7 @@ def test_demo_from_end_to_end(sizes, tmp_path, capfd):
 
 
 def test_an_interrupted_base_is_not_used_and_a_whole_one_is(sizes, tmp_path, monkeypatch):
-    from rosa.demo import base
+    from rosa.miniature import base
 
     rows = generate(SEEN, 60, 0, seed=0).train
 
@@ -148,8 +148,9 @@ def test_an_interrupted_base_is_not_used_and_a_whole_one_is(sizes, tmp_path, mon
 def test_rosa_and_lora_are_trained_on_the_same_batches(sizes, tmp_path, monkeypatch):
     from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 
-    from rosa.demo import methods, training
-    from rosa.demo.base import base_model
+    from rosa.demo import methods
+    from rosa.miniature import training
+    from rosa.miniature.base import base_model
 
     batches = {}
 

@@ -157,7 +157,7 @@ def generate(kinds: dict[str, Kind], train: int, held_out: int, seed: int) -> Pr
     rows: dict[str, dict] = {}
     while len(rows) < train + held_out:
         for kind in kinds.values():
-            row = _problem(kind, rng)
+            row = draw_problem(kind, rng)
             rows[row["instruction"]] = row
     shuffled = list(rows.values())
     rng.shuffle(shuffled)
@@ -176,7 +176,8 @@ def exact_match(outputs: Sequence[str], rows: Sequence[dict]) -> float:
     return 100 * right / len(rows)
 
 
-def _problem(kind: Kind, rng: random.Random) -> dict:
+def draw_problem(kind: Kind, rng: random.Random) -> dict:
+    """One problem of this kind, as a row."""
     numbers, lines = _numbers(kind, rng)
     who, other = rng.sample(NAMES, 2)
     question = rng.choice(kind.templates).format(who=who, other=other, things=rng.choice(OBJECTS), **numbers)

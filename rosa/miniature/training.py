@@ -1,4 +1,4 @@
-"""What the demo's training runs share: transformers' Trainer on the CPU, a named progress bar, losses and times."""
+"""Short training runs for bases and for the demo: transformers' Trainer on the CPU, a progress bar, losses, times."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def train(
     trainer_class: type[Trainer] = Trainer,
     **trainer_arguments: object,
 ) -> tuple[Trainer, StepRecorder]:
-    """Train a model in place on rows of problems.
+    """Train a model in place on rows of instruction data.
 
     Args:
         name (str): stands before the progress bar.

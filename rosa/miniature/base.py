@@ -1,4 +1,4 @@
-"""The base model: a tokenizer and a small Qwen2 model made from generated problems, kept in a cache folder."""
+"""The base model: a tokenizer and a small Qwen2 model made from generated rows, kept in a cache folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
 
 from rosa.data import prompt
-from rosa.demo.training import Schedule, train
+from rosa.miniature.training import Schedule, train
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 
@@ -29,6 +29,7 @@ class BaseRecipe:
     num_key_value_heads: int = 2
     head_dim: int = 32
     intermediate_size: int = 256
+    max_position_embeddings: int = 256
     schedule: Schedule = field(default_factory=lambda: Schedule(steps=800, batch_size=32, learning_rate=1.5e-3))
 
 
@@ -36,7 +37,7 @@ def base_model(rows: Sequence[dict], recipe: BaseRecipe, seed: int, cache: Path)
     """The folder of a model trained on these rows: from the cache, or trained now.
 
     Args:
-        rows (sequence of dict): the problems to train on.
+        rows (sequence of dict): the rows to train on: instruction and output.
         recipe (BaseRecipe): shape and training.
         seed (int): of the first weights and the batches.
         cache (Path): folder that holds trained bases; made if need be.
@@ -105,7 +106,6 @@ def _config(recipe: BaseRecipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2Conf
     return Qwen2Config(
         **shape,
         vocab_size=len(tokenizer),
-        max_position_embeddings=256,
         tie_word_embeddings=True,
         # The usual 0.02 suits wide models; at this width it costs twice the steps.
         initializer_range=0.09,
