@@ -11,11 +11,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-<<<<<<< HEAD
     packages=find_packages(include=["rosa*"]),
-=======
-    packages=find_packages(include=["rosa*"]),
->>>>>>> e9934e1 (rosa evaluate: batched greedy evaluation on tasks, predictions kept as they come)
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rosa.adapter import CONFIG_NAME, WEIGHTS_NAME
-from rosa.adapter import load_adapter as load_trained
 from rosa.commands import DTYPES, parser
 from rosa.evaluation import evaluate
+from rosa.methods import load_trained
 from rosa.tasks import find_tasks, load_test_rows
 
 

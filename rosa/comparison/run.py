@@ -44,22 +44,23 @@ def run(comparison: Comparison, jobs: int = 1) -> tuple[Comparison, list[dict[st
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     comparison = _with_miniature(comparison)
     _check(comparison)
-    rates = {}
-    if comparison.learning_rates:
-        tuning = [
-            comparison.cell(model, method, comparison.tuning_seed, rate, tunes=True)
-            for rate in comparison.learning_rates
+    with _pool(jobs) as pool:
+        rates = {}
+        if comparison.learning_rates:
+            tuning = [
+                comparison.cell(model, method, comparison.tuning_seed, rate, tunes=True)
+                for rate in comparison.learning_rates
+                for model in comparison.models
+                for method in comparison.methods
+            ]
+            rates = _best_rates(_finish(tuning, comparison, pool, "learning rates"))
+        cells = [
+            comparison.cell(model, method, seed, rates.get((model, method)))
+            for seed in comparison.seeds
             for model in comparison.models
             for method in comparison.methods
         ]
-        rates = _best_rates(_finish(tuning, comparison, jobs, "learning rates"))
-    cells = [
-        comparison.cell(model, method, seed, rates.get((model, method)))
-        for seed in comparison.seeds
-        for model in comparison.models
-        for method in comparison.methods
-    ]
-    return comparison, _finish(cells, comparison, jobs, "cells")
+        return comparison, _finish(cells, comparison, pool, "cells")
 
 
 def _with_miniature(comparison: Comparison) -> Comparison:
@@ -105,23 +106,14 @@ def _best_rates(outcomes: Sequence[dict[str, Any]]) -> dict[tuple[str, str], flo
     return {key: min(by_rate, key=by_rate.get) for key, by_rate in losses.items()}
 
 
-def _finish(cells: Sequence[Cell], comparison: Comparison, jobs: int, what: str) -> list[dict[str, Any]]:
+def _finish(
+    cells: Sequence[Cell], comparison: Comparison, pool: ProcessPoolExecutor, what: str
+) -> list[dict[str, Any]]:
     """The outcomes of these cells, after running those that have none."""
     left = [cell for cell in cells if read_result(cell) is None]
-    if left:
-        _run_all(left, comparison, jobs, tqdm(total=len(cells), initial=len(cells) - len(left), desc=what))
-    return [read_result(cell) for cell in cells]
-
-
-def _run_all(cells: Sequence[Cell], comparison: Comparison, jobs: int, bar: tqdm) -> None:
-    context = multiprocessing.get_context("spawn")
-    numbers = context.SimpleQueue()
-    for number in range(jobs):
-        numbers.put(number)
     job = (_all_tasks(comparison), comparison.data_dir, comparison.decoding)
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_settle, initargs=(numbers, jobs))
-    with bar, pool:
-        futures = {pool.submit(run_cell, cell, *job): cell for cell in cells}
+    with tqdm(total=len(cells), initial=len(cells) - len(left), desc=what) as bar:
+        futures = {pool.submit(run_cell, cell, *job): cell for cell in left}
         for future in futures:
             future.add_done_callback(lambda done: done.cancelled() or bar.update())
         try:
@@ -133,6 +125,15 @@ def _run_all(cells: Sequence[Cell], comparison: Comparison, jobs: int, bar: tqdm
         if any(future.exception() for future in done):
             pool.shutdown(cancel_futures=True)  # the cells that run now finish first, and stay
             _raise_first(done, futures)
+    return [read_result(cell) for cell in cells]
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    numbers = context.SimpleQueue()
+    for number in range(jobs):
+        numbers.put(number)
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_settle, initargs=(numbers, jobs))
 
 
 def _raise_first(done: set[Future], cells: dict[Future, Cell]) -> None:
