@@ -43,24 +43,27 @@ def run(comparison: Comparison, jobs: int = 1) -> tuple[Comparison, list[dict[st
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     comparison = _with_miniature(comparison)
-    _check(comparison)
+    tuning = [
+        comparison.cell(model, method, comparison.tuning_seed, rate, tunes=True)
+        for rate in comparison.learning_rates
+        for model in comparison.models
+        for method in comparison.methods
+    ]
+    _check(comparison, tuning or _cells(comparison, {}))
     with _pool(jobs) as pool:
-        rates = {}
-        if comparison.learning_rates:
-            tuning = [
-                comparison.cell(model, method, comparison.tuning_seed, rate, tunes=True)
-                for rate in comparison.learning_rates
-                for model in comparison.models
-                for method in comparison.methods
-            ]
-            rates = _best_rates(_finish(tuning, comparison, pool, "learning rates"))
-        cells = [
-            comparison.cell(model, method, seed, rates.get((model, method)))
-            for seed in comparison.seeds
-            for model in comparison.models
-            for method in comparison.methods
-        ]
-        return comparison, _finish(cells, comparison, pool, "cells")
+        rates = _best_rates(_finish(tuning, comparison, pool, "learning rates"))
+        return comparison, _finish(_cells(comparison, rates), comparison, pool, "cells")
+
+
+def _cells(comparison: Comparison, rates: dict[tuple[str, str], float]) -> list[Cell]:
+    """All that are to be tested, with the learning rates that were chosen; seed after seed, so that a comparison that
+    was cut short has something of every method."""
+    return [
+        comparison.cell(model, method, seed, rates.get((model, method)))
+        for seed in comparison.seeds
+        for model in comparison.models
+        for method in comparison.methods
+    ]
 
 
 def _with_miniature(comparison: Comparison) -> Comparison:
@@ -82,7 +85,7 @@ def _all_tasks(comparison: Comparison) -> str:
     return ",".join(filter(None, (comparison.tasks, comparison.side_tasks)))
 
 
-def _check(comparison: Comparison) -> None:
+def _check(comparison: Comparison, cells: Sequence[Cell]) -> None:
     for task in find_tasks(_all_tasks(comparison), comparison.data_dir):
         load_test_rows(task, comparison.data_dir)
     for data in {comparison.cell(comparison.models[0], name, 0).settings.get("data") for name in comparison.methods}:
@@ -90,11 +93,14 @@ def _check(comparison: Comparison) -> None:
             raise ValueError("train: give data, the rows to train on")
         load_rows(data)
     for model in comparison.models:
-        AutoTokenizer.from_pretrained(model)
-        for method in comparison.methods:
-            for seed in comparison.seeds:
-                read_result(comparison.cell(model, method, seed))
-            check_fit(comparison.cell(model, method, comparison.seeds[0]))
+        try:
+            AutoTokenizer.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"model {model}: {error}") from error
+    for cell in {(cell.model, cell.method): cell for cell in cells}.values():
+        check_fit(cell)
+    for cell in cells:
+        read_result(cell)
 
 
 def _best_rates(outcomes: Sequence[dict[str, Any]]) -> dict[tuple[str, str], float]:
