@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CONFIDENCE = 0.95
-_SAMPLES = 4096  # values of each tensor that go into the fingerprint of a model
+_SAMPLES = 4096  # about so many values of each tensor go into the fingerprint of a model
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ def evaluate(
         max_new_tokens (int): most tokens of an answer.
         batch_size (int): rows decoded together. In float32 the answers do not depend on it; in 16-bit types, padding
             can round a near tie between two tokens the other way.
-        made_with (mapping, optional): what else the answers depend on, for JSON, such as the configuration of the
-            adapter. A fingerprint of the weights and `max_new_tokens` are always part of it.
+        made_with (mapping, optional): what the answers depend on beside the rows and `max_new_tokens`, for JSON, by
+            which a resumed run knows its own; None takes the fingerprint of the model's weights.
         overwrite (bool): discard earlier predictions for these tasks.
 
     Returns:
@@ -125,8 +125,8 @@ def evaluate(
     for task, rows in tasks.items():
         for row in rows:
             read_truth(task, row["answer"])
-    made_with = {"weights": _fingerprint(model), "max_new_tokens": max_new_tokens, **(made_with or {})}
-    made_with = json.loads(json.dumps(made_with))  # as it will be read back
+    made_with = {"weights": fingerprint(model)} if made_with is None else made_with
+    made_with = json.loads(json.dumps({**made_with, "max_new_tokens": max_new_tokens}))  # as it will be read back
     files = {task: Path(folder) / "predictions" / f"{task.name}.jsonl" for task in tasks}
     known = {task: {} if overwrite else _read_predictions(files[task], rows, made_with) for task, rows in tasks.items()}
     (Path(folder) / "predictions").mkdir(parents=True, exist_ok=True)
@@ -147,6 +147,28 @@ def evaluate(
                     known[task][line["row"]] = line["correct"]
                     bar.update()
     return Evaluation({task.name: Score(sum(known[task].values()), len(tasks[task])) for task in tasks})
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A digest of a sample of every tensor of a model: other weights, or an adapter trained further, give another.
+
+    Args:
+        model (torch.nn.Module): with its adapter, if it has one. Of tensors on the meta device and of quantised types
+            with a storage of their own, name, shape and dtype count alone.
+
+    Returns:
+        str: 16 hexadecimal digits, the same on every device.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):  # what some modules keep beside their tensors
+            continue
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if tensor.is_meta or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            continue
+        values = tensor.detach().flatten()[:: max(1, tensor.numel() // _SAMPLES)].contiguous().cpu()
+        digest.update(values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _prediction(task: Task, index: int, row: dict, text: str) -> dict:
@@ -207,17 +229,3 @@ def _whole_lines(file: Path) -> bytes:
 
 def _made_with_file(file: Path) -> Path:
     return file.with_suffix(".made_with.json")
-
-
-def _fingerprint(model: torch.nn.Module) -> str:
-    """A digest of a sample of every tensor of a model: other weights, or an adapter trained further, give another."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, torch.Tensor):  # what some modules keep beside their tensors
-            continue
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if tensor.is_meta or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-            continue  # offloaded, or a quantized type with a storage of its own
-        values = tensor.detach().flatten()[:: max(1, tensor.numel() // _SAMPLES)].contiguous().cpu()
-        digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rosa.adapter import CONFIG_NAME, WEIGHTS_NAME
+from rosa.adapter import CONFIG_NAME, WEIGHTS_NAME, local_folder
 from rosa.commands import DTYPES, parser
-from rosa.evaluation import evaluate
+from rosa.evaluation import evaluate, fingerprint
 from rosa.methods import load_trained
 from rosa.tasks import find_tasks, load_test_rows
 
@@ -21,7 +21,7 @@ def run(argv: list[str]) -> None:
     options = parser("evaluate", "Answer the test rows of tasks greedily, and report the accuracy.")
     options.add_argument("--model", required=True, help="folder or Hub name of the base model")
     options.add_argument(
-        "--adapter", type=Path, help="folder of an adapter, RoSA's or peft's; the bare model if not given"
+        "--adapter", help="folder or Hub name of an adapter, RoSA's or peft's; the bare model if not given"
     )
     options.add_argument(
         "--tasks", required=True, help="commonsense, arithmetic, or names of tasks with commas between"
@@ -50,15 +50,15 @@ def run(argv: list[str]) -> None:
             options.error(f"argument --{name.replace('_', '-')}: must be at least 1, got {value}")
 
     tasks = {task: load_test_rows(task, args.data_dir)[: args.limit] for task in find_tasks(args.tasks, args.data_dir)}
-    model_name = str(Path(args.model).resolve()) if Path(args.model).is_dir() else args.model
-    made_with = {"model": model_name, "adapter": _adapter_config(args.adapter)}
+    adapter = None if args.adapter is None else local_folder(args.adapter)
+    made_with = {"model": _whole_name(args.model), "adapter": None if adapter is None else _adapter_config(adapter)}
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is not a folder")
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype)
-    if args.adapter is not None:
-        model = load_trained(model, args.adapter)
+    if adapter is not None:
+        model = load_trained(model, adapter)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     evaluation = evaluate(
         model,
@@ -67,24 +67,21 @@ def run(argv: list[str]) -> None:
         args.output,
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
-        made_with=made_with,
+        made_with={**made_with, "weights": fingerprint(model)},
         overwrite=args.overwrite,
     )
     print(evaluation.table())
-    settings = {
-        "model": args.model,
-        "adapter": args.adapter and str(args.adapter),
-        "max_new_tokens": args.max_new_tokens,
-    }
+    settings = {"model": args.model, "adapter": args.adapter, "max_new_tokens": args.max_new_tokens}
     _write(args.output / "results.json", {**settings, **evaluation.to_dict()})
 
 
-def _adapter_config(folder: Path | None) -> dict | None:
+def _whole_name(model: str) -> str:
+    """One name for a folder, however it was written."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def _adapter_config(folder: Path) -> dict:
     """What the folder says of its adapter, RoSA's or peft's."""
-    if folder is None:
-        return None
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no adapter folder {folder}")
     for name in (WEIGHTS_NAME, CONFIG_NAME):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no complete adapter: {name} is missing")

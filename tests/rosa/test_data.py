@@ -104,7 +104,7 @@ def test_missing_file_is_an_error(tmp_path, name):
 def test_anything_else_names_a_dataset(monkeypatch):
     import datasets
 
-    def load(name, split):
+    def load(name, config, *, split, revision):
         return datasets.Dataset.from_list([{"instruction": f"{name} {split}", "input": None, "output": "o"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
@@ -115,7 +115,7 @@ def test_anything_else_names_a_dataset(monkeypatch):
 def test_dataset_that_cannot_be_reached_is_a_missing_file(monkeypatch):
     import datasets
 
-    def load(name, split):
+    def load(name, config, *, split, revision):
         raise ConnectionError("Couldn't reach the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
