@@ -74,7 +74,7 @@ def answers(
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        with _evaluating(model):
+        with evaluating(model):
             new = _continue(model, [rows[index] for index in batch], max_new_tokens, stop, pad)
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         yield from zip(batch, (text.strip() for text in texts), strict=True)
@@ -115,7 +115,7 @@ def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> lis
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode, and afterwards every module's own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

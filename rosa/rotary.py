@@ -174,7 +174,7 @@ def _hand_over(name: str, at: int, attention: nn.Module, args: tuple, kwargs: di
     if not torch.compiler.is_compiling():
         _go_on_serving(type(attention))
     embeddings = kwargs["position_embeddings"] if "position_embeddings" in kwargs else args[at]
-    if isinstance(embeddings, Tensor):
+    if isinstance(embeddings, (Tensor, AdaptedCos)):  # cos + i sin, perhaps in an adapter's hands already
         embeddings = AdaptedCos(embeddings, hidden_states, adapter)
     else:
         cos, sin = embeddings
