@@ -11,6 +11,7 @@ COMMANDS = {
     "compare": "train and test several methods with several seeds, in one table",
     "generate": "answer an instruction with a model and an adapter",
     "evaluate": "measure accuracy on benchmarks and tasks of your own",
+    "inspect": "measure a model's queries and keys by frequency, or show a run's layer selection",
     "demo": "train a small model end to end",
     "kernels": "compile the kernels for a choice of GPUs and show their figures",
     "info": "show versions, GPUs and kernel backends",

@@ -128,7 +128,7 @@ def measure(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> list[L
 
     Raises:
         UnsupportedModelError: the model has no rotary attention that RoSA can follow.
-        ValueError: no batch, no token but padding, or padding in a model whose attention does not see one state a token.
+        ValueError: no batch, no token but padding, or padding where attention does not see one state a token.
     """
     device = next(model.parameters()).device
     decoder = getattr(model, "base_model", model)

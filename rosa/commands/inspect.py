@@ -1,0 +1,139 @@
+"""`rosa inspect`: where a model's activations are among the rotary frequencies, and how layer selection went."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rosa.adapter import load_adapter
+from rosa.commands import DTYPES, parser
+from rosa.config import RosaConfig
+from rosa.data import load_rows, prompt
+from rosa.inspection import figures
+from rosa.inspection.activations import EnergyShare, energy_shares, measure, token_batches, usable_r_lows
+from rosa.inspection.course import Course, read_course
+
+OF_MODEL = ("adapter", "text", "data", "limit", "r_low", "max_length", "batch_size", "dtype")
+
+
+def run(argv: list[str]) -> None:
+    """Run `rosa inspect ...`."""
+    options = parser(
+        "inspect",
+        "Measure rotated queries and keys of a model by head dimension, layer and frequency; or show a run's layer "
+        "selection. Writes pictures and the numbers behind them.",
+    )
+    subject = options.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--model", help="folder or Hub name of the model to measure")
+    subject.add_argument("--run", type=Path, help="output folder of a training run")
+    options.add_argument("--output", type=Path, default=Path("inspection"), help="default: %(default)s")
+    of_model = options.add_argument_group("with --model")
+    of_model.add_argument("--adapter", help="folder of a RoSA adapter; the bare model if not given")
+    text = of_model.add_mutually_exclusive_group()
+    text.add_argument("--text", type=Path, help="file of text to measure on")
+    text.add_argument("--data", help=".json or .jsonl file, or a dataset's name: prompts and responses to measure on")
+    of_model.add_argument("--limit", type=int, help="rows of --data, from the first; all if not given")
+    of_model.add_argument("--r-low", "--r_low", type=float, help="a share of the rotary pairs, beside the usual ones")
+    of_model.add_argument("--max-length", "--max_length", type=int, default=2048, help="tokens read at once; default: %(default)s")
+    of_model.add_argument("--batch-size", "--batch_size", type=int, default=8, help="texts read at once; default: %(default)s")
+    of_model.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype of the model; default: as it was saved")
+    args = options.parse_args(argv)
+
+    if args.run is not None:
+        given = [name for name in OF_MODEL if getattr(args, name) != options.get_default(name)]
+        if given:
+            options.error(f"argument --{given[0].replace('_', '-')}: not allowed with argument --run")
+        _inspect_run(args.run, args.output)
+        return
+    if args.text is None and args.data is None:
+        options.error("one of the arguments --text --data is required with --model")
+    if args.limit is not None and args.data is None:
+        options.error("argument --limit: only with --data")
+    _inspect_model(args)
+
+
+def _inspect_run(folder: Path, output: Path) -> None:
+    course = read_course(folder)
+    output.mkdir(parents=True, exist_ok=True)
+    print(_counts_table(course))
+    _draw(output, course, {"selections": figures.draw_course, "scores": figures.draw_scores})
+
+
+def _inspect_model(args: argparse.Namespace) -> None:
+    own = [] if args.r_low is None else [RosaConfig(r_low=args.r_low).r_low]
+    texts = _texts(args)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    batches = token_batches(tokenizer, texts, max_length=args.max_length, batch_size=args.batch_size)
+    args.output.mkdir(parents=True, exist_ok=True)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype)
+    if args.adapter is not None:
+        load_adapter(model, args.adapter)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    layers = measure(model, tqdm(batches, desc="measuring", unit="batch"))
+    shares = energy_shares(layers, [*usable_r_lows(layers), *own])
+    print(f"{sum(batch['attention_mask'].sum().item() for batch in batches):,} tokens, {len(layers)} layers with rotary attention\n")
+    print(_shares_table(shares))
+    _draw(args.output, layers, {"head_dimensions": figures.draw_head_dimensions, "layers": figures.draw_layers})
+    _draw(args.output, shares, {"energy_share": figures.draw_energy_shares})
+
+
+def _texts(args: argparse.Namespace) -> list[str]:
+    if args.text is not None:
+        return [_read(args.text)]
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit must be at least 1 row, got {args.limit}")
+    return [prompt(row["instruction"], row["input"]) + row["output"] for row in load_rows(args.data)[: args.limit]]
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: byte {error.start}: {error.reason}") from error
+    if not text.strip():
+        raise ValueError(f"{path} is empty")
+    return text
+
+
+def _shares_table(shares: Sequence[EnergyShare]) -> str:
+    lines = [
+        "share of energy in the last r_low of the rotary pairs, those of the lowest frequency",
+        f"{'r_low':>6}{'evenly':>9}{'queries':>9}{'keys':>9}{'both':>9}   both, least and greatest layer",
+    ]
+    for together in (share for share in shares if share.layer is None):
+        by_layer = [share for share in shares if share.r_low == together.r_low and share.layer is not None]
+        least, greatest = (pick(by_layer, key=lambda share: share.both) for pick in (min, max))
+        columns = "".join(map(_percent, (together.uniform, together.queries, together.keys, together.both)))
+        ends = [f"{_percent(end.both)} (layer {end.layer})" for end in (least, greatest)]
+        lines.append(f"{together.r_low:>6g}{columns} {''.join(ends)}")
+    return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return f"{'-' if share is None else f'{100 * share:.1f} %':>9}"
+
+
+def _counts_table(course: Course) -> str:
+    by_score = sum(made.exploited for made in course.history)
+    lines = [
+        f"{len(course.history)} selections in {course.steps} steps, {by_score} by score, "
+        f"{len(course.history) - by_score} at random",
+        f"{'layer':>6}{'by score':>10}{'at random':>11}{'chosen':>8}{'mean score':>13}",
+    ]
+    for place, (layer, (scored, random)) in enumerate(course.counts().items()):
+        mean = sum(made.scores[place] for made in course.history) / len(course.history)
+        lines.append(f"{layer:>6}{scored:>10}{random:>11}{scored + random:>8}{mean:>13.4g}")
+    return "\n".join(lines)
+
+
+def _draw(output: Path, subject: object, pictures: dict[str, Callable]) -> None:
+    for name, draw in pictures.items():
+        draw(subject, output / f"{name}.png")
+        print(f"{output / name}.png, and the numbers in {name}.csv")
