@@ -23,27 +23,8 @@ OF_MODEL = ("adapter", "text", "data", "limit", "r_low", "max_length", "batch_si
 
 def run(argv: list[str]) -> None:
     """Run `rosa inspect ...`."""
-    options = parser(
-        "inspect",
-        "Measure rotated queries and keys of a model by head dimension, layer and frequency; or show a run's layer "
-        "selection. Writes pictures and the numbers behind them.",
-    )
-    subject = options.add_mutually_exclusive_group(required=True)
-    subject.add_argument("--model", help="folder or Hub name of the model to measure")
-    subject.add_argument("--run", type=Path, help="output folder of a training run")
-    options.add_argument("--output", type=Path, default=Path("inspection"), help="default: %(default)s")
-    of_model = options.add_argument_group("with --model")
-    of_model.add_argument("--adapter", help="folder of a RoSA adapter; the bare model if not given")
-    text = of_model.add_mutually_exclusive_group()
-    text.add_argument("--text", type=Path, help="file of text to measure on")
-    text.add_argument("--data", help=".json or .jsonl file, or a dataset's name: prompts and responses to measure on")
-    of_model.add_argument("--limit", type=int, help="rows of --data, from the first; all if not given")
-    of_model.add_argument("--r-low", "--r_low", type=float, help="a share of the rotary pairs, beside the usual ones")
-    of_model.add_argument("--max-length", "--max_length", type=int, default=2048, help="tokens read at once; default: %(default)s")
-    of_model.add_argument("--batch-size", "--batch_size", type=int, default=8, help="texts read at once; default: %(default)s")
-    of_model.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype of the model; default: as it was saved")
+    options = _options()
     args = options.parse_args(argv)
-
     if args.run is not None:
         given = [name for name in OF_MODEL if getattr(args, name) != options.get_default(name)]
         if given:
@@ -55,6 +36,31 @@ def run(argv: list[str]) -> None:
     if args.limit is not None and args.data is None:
         options.error("argument --limit: only with --data")
     _inspect_model(args)
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser(
+        "inspect",
+        "Measure a model's rotated queries and keys by head dimension, layer and frequency, or show a run's layer "
+        "selection: pictures and the numbers behind them.",
+    )
+    subject = options.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--model", help="folder or Hub name of the model to measure")
+    subject.add_argument("--run", type=Path, help="output folder of a training run")
+    options.add_argument("--output", type=Path, default=Path("inspection"), help="default: %(default)s")
+    measuring = options.add_argument_group("with --model")
+    measuring.add_argument("--adapter", help="folder of a RoSA adapter; the bare model if not given")
+    text = measuring.add_mutually_exclusive_group()
+    text.add_argument("--text", type=Path, help="file of text to measure on")
+    text.add_argument("--data", help=".json or .jsonl file, or a dataset's name: prompts and responses to measure on")
+    measuring.add_argument("--limit", type=int, help="rows of --data, from the first; all if not given")
+    measuring.add_argument("--r-low", "--r_low", type=float, help="a share of the rotary pairs, beside the usual ones")
+    measuring.add_argument(
+        "--max-length", "--max_length", default=2048, type=int, help="tokens in a piece; default: %(default)s"
+    )
+    measuring.add_argument("--batch-size", "--batch_size", default=8, type=int, help="default: %(default)s")
+    measuring.add_argument("--dtype", default="auto", choices=DTYPES, help="of the model; default: as it was saved")
+    return options
 
 
 def _inspect_run(folder: Path, output: Path) -> None:
@@ -76,7 +82,8 @@ def _inspect_model(args: argparse.Namespace) -> None:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     layers = measure(model, tqdm(batches, desc="measuring", unit="batch"))
     shares = energy_shares(layers, [*usable_r_lows(layers), *own])
-    print(f"{sum(batch['attention_mask'].sum().item() for batch in batches):,} tokens, {len(layers)} layers with rotary attention\n")
+    tokens = sum(batch["attention_mask"].sum().item() for batch in batches)
+    print(f"{tokens:,} tokens, {len(layers)} layers with rotary attention\n")
     print(_shares_table(shares))
     _draw(args.output, layers, {"head_dimensions": figures.draw_head_dimensions, "layers": figures.draw_layers})
     _draw(args.output, shares, {"energy_share": figures.draw_energy_shares})
