@@ -149,11 +149,13 @@ def load(base, adapter=None):
 def test_help_names_the_commands_without_importing_transformers_trainer():
     code = "import sys, rosa.cli\ntry: rosa.cli.main(['--help'])\nfinally: print(*sys.modules, file=sys.stderr)"
     result = subprocess.run(**{**command([]), "args": [sys.executable, "-c", code]}, capture_output=True, text=True)
-    assert all(f"\n    {name} " in result.stdout for name in ("train", "generate", "demo", "kernels", "info"))
+    assert all(
+        f"\n    {name} " in result.stdout for name in ("train", "generate", "inspect", "demo", "kernels", "info")
+    )
     assert not {"transformers.trainer", "datasets", "accelerate"} & set(result.stderr.split())
 
 
-@pytest.mark.parametrize("name", ["train", "generate", "demo", "kernels", "info"])
+@pytest.mark.parametrize("name", ["train", "generate", "inspect", "demo", "kernels", "info"])
 def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as exit:
         main([name, "--help"])

@@ -58,6 +58,8 @@ def test_selections_are_logged(make_trainer):
     for entry, selection in zip(logged, trainer.layer_selection.history, strict=True):
         assert entry["dls/layers"] == len(selection.layers) == 2
         assert tuple(entry[f"dls/score/{i}"] for i in range(4)) == selection.scores
+        assert tuple(i for i in range(4) if entry[f"dls/selected/{i}"]) == selection.layers
+        assert entry["dls/exploited"] == selection.exploited
 
 
 def test_selections_are_logged_in_a_second_training_too(make_trainer):
