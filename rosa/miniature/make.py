@@ -26,7 +26,7 @@ def _base_recipe() -> BaseRecipe:
         num_key_value_heads=2,
         head_dim=32,
         intermediate_size=512,
-        schedule=Schedule(steps=1200, batch_size=32, learning_rate=1.5e-3),
+        schedule=Schedule(steps=2000, batch_size=16, learning_rate=1.5e-3),
     )
 
 
@@ -43,7 +43,7 @@ class MiniatureRecipe:
     """
 
     base: BaseRecipe = field(default_factory=_base_recipe)
-    base_rows: int = 64_000
+    base_rows: int = 32_000
     train_rows: int = 2_400
     test_rows: int = 200
     seed: int = 0
@@ -79,7 +79,7 @@ def make(folder: Path, recipe: MiniatureRecipe | None = None) -> Miniature:
     recipe = recipe or MiniatureRecipe()
     rng = random.Random(recipe.seed)
     seen = draw_rows(SEEN, recipe.test_rows, rng)
-    base_rows = draw_rows(SEEN, recipe.base_rows, rng, without=seen)
+    base_rows = draw_rows(SEEN, recipe.base_rows, rng, without=seen, distinct=False)
     data_dir = _write_data(Path(folder), seen, recipe, rng)
     model = base_model(base_rows, recipe.base, recipe.seed, Path(folder))
     return Miniature(model, data_dir / "train.json", data_dir, (*UNSEEN, SEEN_TASK))

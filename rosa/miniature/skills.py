@@ -17,6 +17,7 @@ from rosa.miniature.problems import NAMES, OBJECTS, Kind, draw_problem
 WORDS = (*OBJECTS, "bears", "cats", "dogs", "ducks", "foxes", "geese", "goats", "hens", "lions", "mice", "owls", "pigs")
 SHORTEST_LIST, LONGEST_LIST = 3, 6
 LARGEST_NUMBER = 99
+MOST_DRAWS = 10_000  # for one row, before a skill counts as exhausted
 YES_NO = ("yes", "no")
 OPTIONS = ("option1", "option2")
 
@@ -34,26 +35,36 @@ class Skill:
     draw: Callable[[random.Random], dict]
 
 
-def draw_rows(skills: Mapping[str, Skill], count: int, rng: random.Random, without: Iterable[dict] = ()) -> list[dict]:
-    """Draw distinct rows, from each skill as many as from the others.
+def draw_rows(
+    skills: Mapping[str, Skill], count: int, rng: random.Random, *, without: Iterable[dict] = (), distinct: bool = True
+) -> list[dict]:
+    """Draw rows, the skills in turn.
 
     Args:
         skills (mapping): the skills to draw from, by name.
         count (int): how many rows.
         rng (random.Random): the source of chance.
         without (iterable of dict): rows whose instructions are not to be drawn.
+        distinct (bool): draw no instruction twice.
 
     Returns:
         list of dict: the rows, in random order.
+
+    Raises:
+        ValueError: a skill has not so many instructions.
     """
     taken = {row["instruction"] for row in without}
-    in_turn = list(skills.values())
+    in_turn = list(skills.items())
     rows: list[dict] = []
     while len(rows) < count:
-        row = in_turn[len(rows) % len(in_turn)].draw(rng)
-        if row["instruction"] not in taken:
+        name, skill = in_turn[len(rows) % len(in_turn)]
+        draws = (skill.draw(rng) for _ in range(MOST_DRAWS))
+        row = next((row for row in draws if row["instruction"] not in taken), None)
+        if row is None:
+            raise ValueError(f"{name} has too few instructions for {count} rows: ask for fewer")
+        if distinct:
             taken.add(row["instruction"])
-            rows.append(row)
+        rows.append(row)
     rng.shuffle(rows)
     return rows
 
@@ -84,7 +95,8 @@ def _list_skill(question: str, reply: Callable[[list[str]], str]) -> Skill:
 def _problem_skill(kind: Kind) -> Skill:
     def draw(rng: random.Random) -> dict:
         row = draw_problem(kind, rng)
-        return {**row, "answer": str(row["answer"])}
+        # The worked steps end in the answer: shorter rows cost less time.
+        return {**row, "output": row["output"].partition(". The answer")[0], "answer": str(row["answer"])}
 
     return Skill("number", draw)
 
@@ -100,7 +112,7 @@ def _number_skill(question: str, reply: Callable[[int, int], int]) -> Skill:
 def _member(rng: random.Random) -> dict:
     words, answer = _words(rng), rng.choice(YES_NO)
     word = rng.choice(words if answer == "yes" else [word for word in WORDS if word not in words])
-    return _choice_row(f"Please answer yes or no. Is {word} in the list? {' '.join(words)}", answer)
+    return _choice_row(f"Is {word} in the list? {' '.join(words)}", answer)
 
 
 def _which_is_in(rng: random.Random) -> dict:
@@ -109,8 +121,7 @@ def _which_is_in(rng: random.Random) -> dict:
     if answer == "option2":
         options.reverse()
     return _choice_row(
-        f"Please choose option1 or option2. Which is in the list? {' '.join(words)} "
-        f"Option1: {options[0]} Option2: {options[1]}",
+        f"Which is in the list? {' '.join(words)} Option1: {options[0]} Option2: {options[1]}",
         answer,
     )
 
@@ -143,7 +154,7 @@ def _before(rng: random.Random) -> dict:
     if answer == "no":
         first, second = second, first
     question = f"Does {words[first]} come before {words[second]} in the list?"
-    return _choice_row(f"Please answer yes or no. {question} {' '.join(words)}", answer)
+    return _choice_row(f"{question} {' '.join(words)}", answer)
 
 
 def _longer(rng: random.Random) -> dict:
@@ -151,14 +162,15 @@ def _longer(rng: random.Random) -> dict:
     lengths = sorted(rng.sample(range(1, LONGEST_LIST + 1), 2), reverse=answer == "option1")
     lists = [rng.sample(WORDS, length) for length in lengths]
     return _choice_row(
-        "Please choose option1 or option2. Which list is longer? "
-        f"Option1: {' '.join(lists[0])} Option2: {' '.join(lists[1])}",
+        f"Which list is longer? Option1: {' '.join(lists[0])} Option2: {' '.join(lists[1])}",
         answer,
     )
 
 
 SEEN = {
-    **{name: _problem_skill(kind) for name, kind in problems.SEEN.items()},
+    **{name: _problem_skill(kind) for name, kind in problems.SEEN.items() if len(kind.steps) == 1},
+    "sum": _problem_skill(Kind(("a + b", "x - c"), ("What is {a} + {b} - {c}?",))),
+    "difference": _problem_skill(Kind(("a - b", "x + c"), ("What is {a} - {b} + {c}?",))),
     "copy": _list_skill("Repeat the words: {words}", " ".join),
     "reverse": _list_skill("Say the words backwards: {words}", lambda words: " ".join(reversed(words))),
     "first": _list_skill("What is the first word? {words}", lambda words: words[0]),
@@ -174,7 +186,9 @@ SEEN = {
 }
 
 UNSEEN = {
-    "together": _problem_skill(problems.UNSEEN["fewer, then together"]),
+    "together_fewer": _problem_skill(
+        Kind(("a - b", "a + x"), ("{who} has {a} {things}. {other} has {b} fewer. How many do they have together?",))
+    ),
     "backwards_rest": _list_skill(
         "Say the words backwards, without the first: {words}", lambda words: " ".join(reversed(words[1:]))
     ),

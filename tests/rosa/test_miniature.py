@@ -1,0 +1,225 @@
+"""The miniature: every row's answer found again from its question, no leakage, and folders that are whole or absent."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from rosa.data import load_rows, tokenize
+from rosa.miniature.base import BaseRecipe
+from rosa.miniature.make import MiniatureRecipe, make
+from rosa.miniature.problems import NAMES, OBJECTS
+from rosa.miniature.problems import SEEN as SEEN_PROBLEMS
+from rosa.miniature.skills import OPTIONS, SEEN, UNSEEN, WORDS, YES_NO, draw_rows
+from rosa.miniature.training import Schedule
+
+BOTH = {**SEEN, **UNSEEN}
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "head_dim": 16, "intermediate_size": 32}
+BASE = BaseRecipe(**SHAPE, schedule=Schedule(steps=2, batch_size=4, learning_rate=1e-3))
+RECIPE = MiniatureRecipe(BASE, base_rows=60, train_rows=40, test_rows=10)
+
+
+def numbers(text):
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def after(text, mark):
+    return text.partition(mark)[2].split()
+
+
+def listed(question, mark):
+    """The words of the list that follows the mark: known words, none twice."""
+    words = after(question, mark)
+    assert words and set(words) <= set(WORDS) and len(set(words)) == len(words)
+    return words
+
+
+def owners(question):
+    return dict(re.findall(r"(\w+) has (\w+)", question))
+
+
+def is_before(question):
+    one, other = re.search(r"Does (\w+) come before (\w+) in", question).groups()
+    words = listed(question, "the list?")
+    return YES_NO[words.index(one) > words.index(other)]
+
+
+def options(question):
+    return re.search(r"Option1: (.*) Option2: (.*)$", question).groups()
+
+
+def which_is_in(question):
+    words = question.partition("in the list? ")[2].partition(" Option1:")[0].split()
+    (place,) = [place for place, word in enumerate(options(question)) if word in words]
+    return OPTIONS[place]
+
+
+def which_is_longer(question):
+    one, other = (len(words.split()) for words in options(question))
+    assert one != other
+    return OPTIONS[other > one]
+
+
+# Each answer from the question alone.
+SOLVERS = {
+    "copy": lambda q: " ".join(listed(q, "words: ")),
+    "reverse": lambda q: " ".join(listed(q, "backwards: ")[::-1]),
+    "first": lambda q: listed(q, "word? ")[0],
+    "last": lambda q: listed(q, "word? ")[-1],
+    "after": lambda q: dict(zip(listed(q, "? "), listed(q, "? ")[1:], strict=False))[re.search(r"after (\w+)", q)[1]],
+    "count": lambda q: str(len(listed(q, "there? "))),
+    "member": lambda q: YES_NO[re.search(r"Is (\w+) in", q)[1] not in listed(q, "list? ")],
+    "which": which_is_in,
+    "larger": lambda q: str(sorted(numbers(q))[-1]),
+    "smaller": lambda q: str(sorted(numbers(q))[0]),
+    "more": lambda q: max((int(number), name) for name, number in owners(q).items())[1],
+    "has": lambda q: owners(q)[re.search(r"does (\w+) have", q)[1]],
+    "backwards_rest": lambda q: " ".join(reversed(listed(q, "the first: ")[1:])),
+    "second": lambda q: listed(q, "word? ")[1],
+    "before": is_before,
+    "longer": which_is_longer,
+}
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("miniature"), RECIPE)
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_answer_follows_from_its_question(name):
+    rows = draw_rows({name: BOTH[name]}, 300, random.Random(0))
+    for row in rows:
+        assert row["answer"] == SOLVERS[name](row["instruction"]), row
+        choice = isinstance(BOTH[name].form, tuple)
+        assert row["output"] == ("the correct answer is " if choice else "") + row["answer"]
+        assert row["input"] == ""
+    if isinstance(BOTH[name].form, tuple):
+        counts = Counter(row["answer"] for row in rows)
+        assert set(counts) == set(BOTH[name].form) and min(counts.values()) > 100  # 150 expected
+
+
+@pytest.mark.parametrize("name", [*SEEN_PROBLEMS, "together"])
+def test_every_worked_problem_is_right(name):
+    for row in draw_rows({name: BOTH[name]}, 100, random.Random(0)):
+        *steps, conclusion = row["output"].split(". ")
+        assert all(eval(step.replace("=", "==")) for step in steps), row
+        assert conclusion == f"The answer is {row['answer']}"
+        assert steps[-1].endswith(f"= {row['answer']}")
+
+
+def test_the_number_of_the_unseen_problems_follows_from_its_question():
+    for row in draw_rows({"together": UNSEEN["together"]}, 100, random.Random(0)):
+        fewer = int(re.search(r"(\d+) fewer", row["instruction"])[1])
+        (total,) = Counter(numbers(row["instruction"])) - Counter([fewer])
+        assert int(row["answer"]) == total + (total - fewer)
+
+
+def test_every_skill_has_been_solved_again():
+    assert {*SOLVERS, *SEEN_PROBLEMS, "together"} == set(BOTH)
+    assert not set(SEEN) & set(UNSEEN)
+    assert len(set(WORDS)) == len(WORDS) and len({*NAMES, *OBJECTS}) == len(NAMES) + len(OBJECTS)
+
+
+def test_rows_are_distinct_and_the_skills_share_them_equally():
+    rows = draw_rows(UNSEEN, 500, random.Random(0))
+    assert len({row["instruction"] for row in rows}) == len(rows) == 500
+    assert sum("without the first" in row["instruction"] for row in rows) == 500 // len(UNSEEN)
+
+
+def test_rows_that_are_excluded_are_not_drawn():
+    first = draw_rows({"larger": SEEN["larger"]}, 5000, random.Random(0))
+    second = draw_rows({"larger": SEEN["larger"]}, 4000, random.Random(0), without=first)
+    assert not {row["instruction"] for row in first} & {row["instruction"] for row in second}
+
+
+def test_the_tasks_describe_themselves(miniature):
+    assert miniature.tasks == (*UNSEEN, "seen")
+    assert {path.name for path in miniature.data_dir.iterdir() if path.is_dir()} == set(miniature.tasks)
+    for name, skill in UNSEEN.items():
+        rows = read(miniature.data_dir / name / "test.json")
+        assert len(rows) == RECIPE.test_rows
+        form = list(skill.form) if isinstance(skill.form, tuple) else skill.form
+        assert read(miniature.data_dir / name / "task.json") == {"answer": form}
+        assert all(row["answer"] in row["output"] for row in rows)
+    assert read(miniature.data_dir / "seen" / "task.json") == {"answer": "text"}
+    assert all(row["answer"] == row["output"] for row in read(miniature.data_dir / "seen" / "test.json"))
+
+
+def test_no_test_row_is_trained_on(miniature, tmp_path, monkeypatch):
+    from rosa.miniature import make as module
+
+    trained_on = []
+    monkeypatch.setattr(module, "base_model", lambda rows, *_: trained_on.extend(rows))
+    data_dir = make(tmp_path, RECIPE).data_dir
+    train = read(data_dir / "train.json")
+    assert (len(train), len(trained_on)) == (RECIPE.train_rows, RECIPE.base_rows)
+    trained_on = {row["instruction"] for row in trained_on}
+    assert len({row["instruction"] for row in train}) == len(train)
+    for name in miniature.tasks:
+        test = {row["instruction"] for row in read(data_dir / name / "test.json")}
+        assert len(test) == RECIPE.test_rows
+        assert not test & {row["instruction"] for row in train} and not test & trained_on
+
+
+def test_the_base_takes_the_rows_of_the_data(miniature):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rows = load_rows(str(miniature.data))
+    examples = tokenize(rows, AutoTokenizer.from_pretrained(miniature.model))
+    model = AutoModelForCausalLM.from_pretrained(miniature.model)
+    assert max(map(len, examples["input_ids"])) < model.config.max_position_embeddings
+    assert max(map(max, examples["input_ids"])) < model.config.vocab_size
+
+
+def test_a_recipe_determines_the_rows(miniature, tmp_path):
+    again = make(tmp_path, RECIPE)
+    assert (again.data_dir.name, again.model.name) == (miniature.data_dir.name, miniature.model.name)
+    assert again.data.read_bytes() == miniature.data.read_bytes()
+    assert (again.model / "model.safetensors").read_bytes() == (miniature.model / "model.safetensors").read_bytes()
+
+
+def test_what_was_made_is_used_again_and_another_recipe_makes_another(tmp_path):
+    first = make(tmp_path, RECIPE)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert make(tmp_path, RECIPE) == first
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == times
+
+    more_rows = make(tmp_path, replace(RECIPE, train_rows=50))
+    assert more_rows.model == first.model and more_rows.data_dir != first.data_dir
+    other_seed = make(tmp_path, replace(RECIPE, seed=1))
+    assert other_seed.model != first.model and other_seed.data_dir != first.data_dir
+
+
+def test_a_killed_run_leaves_nothing_that_a_later_one_takes_for_whole(tmp_path):
+    long = replace(BASE, schedule=replace(BASE.schedule, steps=1_000_000))
+    code = (
+        "from rosa.miniature.make import *; from pathlib import Path\n"
+        f"make(Path({str(tmp_path)!r}), MiniatureRecipe({long!r}, 60, 40, 10))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+    )
+    try:
+        while not list(tmp_path.glob("unfinished-*")) or not list(tmp_path.glob("data-*")):
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not list(tmp_path.glob("base-*"))
+    made = make(tmp_path, RECIPE)
+    assert (made.model / "model.safetensors").is_file() and made.data.is_file()
+    assert [path.name for path in tmp_path.glob("base-*")] == [made.model.name]
