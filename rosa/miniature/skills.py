@@ -181,7 +181,7 @@ SEEN = {
     "which": Skill(OPTIONS, _which_is_in),
     "larger": _number_skill("Which number is larger, {} or {}?", max),
     "smaller": _number_skill("Which number is smaller, {} or {}?", min),
-    "more": Skill("text", _who_has_most),
+    "most": Skill("text", _who_has_most),
     "has": Skill("text", _who_has_what),
 }
 
