@@ -20,6 +20,7 @@ _NUMBER = re.compile(rf"({_SIGN})?(?:[$€£¥₹]\s?)?({_SIGN})?({_DIGITS})")
 _LETTER = r"""[(\["'\s]*(?<!\w)([A-E])(?!\w|['\u2019]\w|[-+/^=<>\xd7\xf7(]|\s[+/^=<>\xd7\xf7])"""
 _REASONS = "because|since|as|with|which|for"
 _NO_ARTICLE = rf"(?!(?<=A)\s+(?!(?:{_REASONS})\b)[a-z])"
+# Bounded: a model caught in a loop writes such words by the hundred.
 _BETWEEN = (
     r"(?i:[\s:=,>]|\b(?:is|are|be|was|would|should|must|will|therefore|thus|hence|then|the|to|this|question|correct|right"
     r"|best|most|likely|probably|given|by|option|choice|answer|letter)\b){0,60}"

@@ -184,6 +184,7 @@ def test_any_text_is_read_without_an_error(text):
         ("The answer is $\\boxed{\\text{(B)}}$.", "B"),
         ("The answer is option (C), not option B.", "C"),
         ("The answer is not (A), the answer is (B).", "B"),
+        ("The answer is (A). No: it is twice as much, so the answer is (C).", "C"),
         ("(E) is the correct answer", "E"),
         ("B is correct", "B"),
         ("D", "D"),
@@ -223,19 +224,6 @@ def test_letter_is_the_one_given_as_the_answer(text, letter):
 )
 def test_explanation_before_the_stated_letter_does_not_matter(letter, text, spelling):
     assert is_correct("AQuA", f"{text}\n{spelling.format(letter)}", letter)
-
-
-def test_long_repetitive_texts_are_read_in_no_time():
-    for text in (
-        "answer " * 3000,
-        "answer" + " " * 3000 + "x",
-        "\n" * 3000,
-        "(A " * 3000,
-        "1," * 3000,
-        "A is the " * 3000,
-    ):
-        assert extract_answer("AQuA", text) in (None, "A")
-        extract_answer("gsm8k", text)
 
 
 # Texts, and what cannot be judged

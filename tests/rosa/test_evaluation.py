@@ -145,6 +145,18 @@ def test_run_that_died_goes_on_where_it_was(model, tokenizer, tmp_path):
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
+def test_predictions_are_on_disk_after_each_batch(model, tokenizer, tmp_path):
+    generate, seen = type(model).generate, []
+
+    def count(**options):
+        seen.append(len(lines(tmp_path)))
+        return generate(model, **options)
+
+    model.generate = count
+    evaluate(model, tokenizer, {OWN: some_rows(5)}, tmp_path, max_new_tokens=4, batch_size=2)
+    assert seen == [0, 2, 4]
+
+
 def test_finished_evaluation_decodes_nothing_and_can_be_extended(model, tokenizer, tmp_path):
     rows = some_rows(9)
     evaluate(model, tokenizer, {OWN: rows[:4]}, tmp_path, max_new_tokens=6)
