@@ -104,6 +104,8 @@ def _tested(
         cell.folder,
         max_new_tokens=decoding.max_new_tokens,
         batch_size=decoding.batch_size,
+        # The weights of a reloaded model may be shaped otherwise, as AdaLoRA's are.
+        made_with=dict(cell.settings),
     )
     return found.to_dict()["tasks"]
 

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from rosa.comparison.plan import Comparison, slug
-from rosa.comparison.statistics import summarise
+from rosa.comparison.statistics import Summary, summarise
 from rosa.comparison.tables import csv_table, latex, markdown
+from rosa.inspection.figures import draw_k_ratio
 
 OUTCOMES_NAME = "outcomes.json"
 
 
 def write_report(comparison: Comparison, outcomes: Sequence[dict[str, Any]]) -> list[Path]:
-    """Write `outcomes.json`, and for each model its table as .md, .csv and .tex.
+    """Write `outcomes.json`, for each model its table as .md, .csv and .tex, and a picture if k_ratio varies.
 
     Args:
         comparison (Comparison): with its models and tasks filled in.
@@ -34,6 +35,22 @@ def write_report(comparison: Comparison, outcomes: Sequence[dict[str, Any]]) -> 
         for suffix, text in (("md", markdown(rows)), ("csv", csv_table(rows)), ("tex", latex(rows))):
             written.append(folder / f"{name}.{suffix}")
             written[-1].write_text(text, encoding="utf-8")
+        points = k_ratio_points(comparison, rows)
+        if len(points) > 2:
+            written.append(folder / f"k_ratio-{slug(Path(model).name)}.png")
+            draw_k_ratio(points, written[-1])
     data = folder / OUTCOMES_NAME
     data.write_text(json.dumps(list(outcomes), indent=1) + "\n", encoding="utf-8")
     return sorted([*written, data], key=lambda path: path.suffix != ".md")
+
+
+def k_ratio_points(comparison: Comparison, rows: Sequence[Summary]) -> list[tuple[float, float, float]]:
+    """Of the methods that differ from RoSA in k_ratio alone: k_ratio, the micro-average's mean in percent, and half the
+    width of its 95 % interval; without layer selection all layers train."""
+    points = {}
+    for row in rows:
+        options = comparison.methods[row.method]
+        share = 1.0 if options == {"dls": False} else options.get("dls_k_ratio", 0.5)
+        if options.keys() <= {"dls_k_ratio"} or options == {"dls": False}:
+            points[float(share)] = (float(share), row.micro.mean, row.micro.half_width)
+    return [points[share] for share in sorted(points)]
