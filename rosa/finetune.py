@@ -17,6 +17,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 
 from rosa.adapter import CONFIG_NAME, WEIGHTS_NAME, has_adapter
 from rosa.data import load_rows, tokenize
@@ -66,7 +67,7 @@ def finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTraine
         eval_dataset=val_data,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         processing_class=tokenizer,
-        callbacks=callbacks(job.method) + [_ClearOutput()] * job.overwrite,
+        callbacks=[*callbacks(job.method), _ClearOutput(job.overwrite)],
     )
     if trainer.is_world_process_zero():
         number, total = trainable(model)
@@ -123,13 +124,17 @@ def _checkpoints(output: Path) -> list[Path]:
 
 
 class _ClearOutput(TrainerCallback):
-    """Deletes the adapter and the checkpoints of an earlier run, and nothing else, once all is ready to train."""
+    """Deletes what an earlier run left, and nothing else, once all is ready to train: its log, which would pass for this
+    run's, and if it is to be overwritten its adapter and checkpoints."""
+
+    def __init__(self, overwrite: bool):
+        self.overwrite = overwrite
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if not state.is_world_process_zero:
             return
         output = Path(args.output_dir)
-        for name in (WEIGHTS_NAME, CONFIG_NAME):
+        for name in (TRAINER_STATE_NAME, *([WEIGHTS_NAME, CONFIG_NAME] if self.overwrite else [])):
             (output / name).unlink(missing_ok=True)
-        for checkpoint in _checkpoints(output):
+        for checkpoint in _checkpoints(output) if self.overwrite else []:
             shutil.rmtree(checkpoint)

@@ -52,8 +52,8 @@ def run_cell(cell: Cell, tasks: str, data_dir: Path | None, decoding: Decoding) 
     cell.folder.mkdir(parents=True, exist_ok=True)
     with open(cell.folder / LOG_NAME, "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         try:
-            training, model = _trained(cell)
-            outcome = {} if cell.tunes else {"tasks": _tested(cell, model, tasks, data_dir, decoding)}
+            training, model = _trained(cell) if cell.trains else _untrained(cell)
+            outcome = {"tasks": _tested(cell, model, tasks, data_dir, decoding)} if cell.tests else {}
         except FloatingPointError as error:
             training, model, outcome = {}, None, {"diverged": str(error)}
         _write(cell, RESULT_NAME, training | outcome)
@@ -76,6 +76,8 @@ def _trained(cell: Cell) -> tuple[dict[str, Any], PreTrainedModel | None]:
     number, total = trainable(trainer.model)
     runtime = next(entry["train_runtime"] for entry in reversed(trainer.state.log_history) if "train_runtime" in entry)
     training = {
+        "seed": args.seed,
+        "learning_rate": args.learning_rate,
         "trainable": number,
         "total": total,
         "steps": trainer.state.global_step,
@@ -83,11 +85,15 @@ def _trained(cell: Cell) -> tuple[dict[str, Any], PreTrainedModel | None]:
         "tokens_per_second": int(trainer.state.num_input_tokens_seen) / runtime,
         "peak_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         "validation_loss": trainer.evaluate()["eval_loss"] if job.val_size else None,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
-        "versions": {package: version(package) for package in PACKAGES},
     }
     _write(cell, TRAINING_NAME, training)
     return training, trainer.model
+
+
+def _untrained(cell: Cell) -> tuple[dict[str, Any], PreTrainedModel]:
+    model = AutoModelForCausalLM.from_pretrained(cell.model, dtype="auto")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return {"trainable": 0, "total": model.num_parameters()}, model
 
 
 def _tested(
@@ -125,8 +131,14 @@ def _read(cell: Cell, name: str) -> dict[str, Any] | None:
 
 
 def _write(cell: Cell, name: str, outcome: dict[str, Any]) -> None:
-    about = {"model": cell.model, "method": cell.method, "seed": cell.seed, "learning_rate": cell.learning_rate}
-    text = json.dumps(about | outcome | {"settings": cell.settings}, indent=1)
+    about = {
+        "model": cell.model,
+        "method": cell.method,
+        "settings": cell.settings,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}",
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+    text = json.dumps(about | outcome, indent=1)
     temporary = cell.folder / f"{name}.tmp"
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, cell.folder / name)  # whole, or not there

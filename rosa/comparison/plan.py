@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from rosa.finetune_arguments import TRAINING_DEFAULTS, option_names
+from rosa.finetune_arguments import option_names
 from rosa.methods import ROSA
 from rosa.miniature.make import MiniatureRecipe
 from rosa.settings import as_arguments, check_keys, load_settings, mapping
+
+BASE = "base"  # the row of the model as it is
 
 # Options of `rosa train` that the comparison gives each cell itself.
 _OF_THE_CELL = {"config", "help", "model", "output", "seed", "resume", "overwrite"}
@@ -19,25 +21,24 @@ _OF_THE_CELL = {"config", "help", "model", "output", "seed", "resume", "overwrit
 
 @dataclass(frozen=True)
 class Cell:
-    """One method, trained with one seed at one learning rate, and evaluated.
+    """One method, trained with one seed at one learning rate, and evaluated; or the base as it is, evaluated.
 
     Attributes:
         folder (Path): for all that it leaves behind.
         model (str): folder or Hub name of the base.
         method (str): its name in the table.
-        seed (int): of training.
-        learning_rate (float): at its highest.
-        settings (mapping): options of `rosa train`, all but `output`.
-        tunes (bool): it serves the choice of a learning rate: its validation loss is taken, and it is not tested.
+        settings (mapping): options of `rosa train`, all but `output`; of the base, its name alone.
+        trains (bool): whether anything is trained: not the base.
+        tests (bool): whether it is tested. A cell that serves the choice of a learning rate is not: its validation
+            loss is taken.
     """
 
     folder: Path
     model: str
     method: str
-    seed: int
-    learning_rate: float
     settings: Mapping[str, Any]
-    tunes: bool
+    trains: bool = True
+    tests: bool = True
 
     @property
     def arguments(self) -> list[str]:
@@ -118,19 +119,32 @@ class Comparison:
             raise ValueError(f"tuning_seed {self.tuning_seed} is one of the seeds: the test must be of runs unseen")
         if self.learning_rates and not self.train.get("val_size"):
             raise ValueError("learning_rates are chosen by the loss on held-out rows: give train.val_size")
-        for folders, what in ((map(slug, self.methods), "methods"), (map(_base_name, self.models), "models")):
+        for folders, what in (([BASE, *map(slug, self.methods)], "methods"), (map(_base_name, self.models), "models")):
             names = list(folders)
             if len(set(names)) < len(names):
-                raise ValueError(f"{what} must differ in their names' letters and digits, which name their folders")
+                raise ValueError(
+                    f"{what} must differ in their names' letters and digits, which name their folders, and none of the "
+                    f"methods may be called {BASE}, which is the model as it is"
+                )
 
-    def cell(self, model: str, method: str, seed: int, learning_rate: float | None = None, *, tunes=False) -> Cell:
+    def base_cell(self, model: str) -> Cell:
+        """The cell of a base as it is."""
+        return Cell(self.output / "cells" / _base_name(model) / BASE, model, BASE, {"model": model}, trains=False)
+
+    def cell(self, model: str, method: str, seed: int, learning_rate: float | None = None) -> Cell:
         """The cell of a model, method and seed; a learning rate, if given, takes the place of the options' own."""
-        folder = self.output / "cells" / _base_name(model) / slug(method)
-        folder /= f"tuning-{learning_rate:g}" if tunes else f"seed-{seed}"
         settings = {**self.train, **self.methods[method], "model": model, "seed": seed}
-        rate = settings.get("learning_rate", TRAINING_DEFAULTS["learning_rate"])
-        rate = float(rate if learning_rate is None else learning_rate)
-        return Cell(folder, model, method, seed, rate, settings | {"learning_rate": rate}, tunes)
+        if learning_rate is not None:
+            settings["learning_rate"] = learning_rate
+        return Cell(self._folder(model, method) / f"seed-{seed}", model, method, settings)
+
+    def tuning_cell(self, model: str, method: str, learning_rate: float) -> Cell:
+        """The cell that tries a learning rate."""
+        cell = self.cell(model, method, self.tuning_seed, learning_rate)
+        return replace(cell, folder=self._folder(model, method) / f"tuning-{learning_rate:g}", tests=False)
+
+    def _folder(self, model: str, method: str) -> Path:
+        return self.output / "cells" / _base_name(model) / slug(method)
 
     def is_baseline(self, method: str) -> bool:
         """Whether a method is one that RoSA is to beat: one of peft's, without RoSA's layer selection."""

@@ -11,6 +11,7 @@ from rosa.comparison.plan import Comparison, slug
 from rosa.comparison.statistics import Summary, summarise
 from rosa.comparison.tables import csv_table, latex, markdown
 from rosa.inspection.figures import draw_k_ratio
+from rosa.tasks import find_tasks
 
 OUTCOMES_NAME = "outcomes.json"
 
@@ -27,8 +28,9 @@ def write_report(comparison: Comparison, outcomes: Sequence[dict[str, Any]]) -> 
     """
     folder = comparison.output
     written = []
+    averaged = [task.name for task in find_tasks(comparison.tasks, comparison.data_dir)]
     for model in comparison.models:
-        rows = summarise(comparison, model, outcomes)
+        rows = summarise(comparison, model, outcomes, averaged)
         if not rows:
             continue
         name = f"table-{slug(Path(model).name)}"
@@ -49,7 +51,7 @@ def k_ratio_points(comparison: Comparison, rows: Sequence[Summary]) -> list[tupl
     width of its 95 % interval; without layer selection all layers train."""
     points = {}
     for row in rows:
-        options = comparison.methods[row.method]
+        options = comparison.methods.get(row.method, {"base": True})
         share = 1.0 if options == {"dls": False} else options.get("dls_k_ratio", 0.5)
         if options.keys() <= {"dls_k_ratio"} or options == {"dls": False}:
             points[float(share)] = (float(share), row.micro.mean, row.micro.half_width)

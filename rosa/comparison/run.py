@@ -35,7 +35,8 @@ def run(comparison: Comparison, jobs: int = 1) -> tuple[Comparison, list[dict[st
         jobs (int): cells at a time, each in a process of its own; with several GPUs, each on the next of them.
 
     Returns:
-        tuple: the comparison with what its miniature made filled in, and the outcomes of all cells that were tested.
+        tuple: the comparison with what its miniature made filled in, and the outcomes of all cells, those that tried
+            learning rates first.
 
     Raises:
         ValueError, OSError: the settings, the data, a model or a cell is at fault. Finished cells stay.
@@ -44,21 +45,30 @@ def run(comparison: Comparison, jobs: int = 1) -> tuple[Comparison, list[dict[st
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     comparison = _with_miniature(comparison)
     tuning = [
-        comparison.cell(model, method, comparison.tuning_seed, rate, tunes=True)
+        comparison.tuning_cell(model, method, rate)
         for rate in comparison.learning_rates
         for model in comparison.models
         for method in comparison.methods
     ]
     _check(comparison, tuning or _cells(comparison, {}))
     with _pool(jobs) as pool:
-        rates = _best_rates(_finish(tuning, comparison, pool, "learning rates"))
-        return comparison, _finish(_cells(comparison, rates), comparison, pool, "cells")
+        tuned = _finish(tuning, comparison, pool, "learning rates")
+        return comparison, tuned + _finish(_cells(comparison, best_rates(tuned)), comparison, pool, "cells")
+
+
+def best_rates(outcomes: Sequence[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    """Of each model and method, the learning rate with the lowest validation loss."""
+    losses: dict[tuple[str, str], dict[float, float]] = {}
+    for outcome in outcomes:
+        by_rate = losses.setdefault((outcome["model"], outcome["method"]), {})
+        by_rate[outcome["settings"]["learning_rate"]] = outcome.get("validation_loss", math.inf)
+    return {key: min(by_rate, key=by_rate.get) for key, by_rate in losses.items()}
 
 
 def _cells(comparison: Comparison, rates: dict[tuple[str, str], float]) -> list[Cell]:
     """All that are to be tested, with the learning rates that were chosen; seed after seed, so that a comparison that
     was cut short has something of every method."""
-    return [
+    return [comparison.base_cell(model) for model in comparison.models] + [
         comparison.cell(model, method, seed, rates.get((model, method)))
         for seed in comparison.seeds
         for model in comparison.models
@@ -97,19 +107,10 @@ def _check(comparison: Comparison, cells: Sequence[Cell]) -> None:
             AutoTokenizer.from_pretrained(model)
         except (OSError, ValueError) as error:
             raise ValueError(f"model {model}: {error}") from error
-    for cell in {(cell.model, cell.method): cell for cell in cells}.values():
+    for cell in {(cell.model, cell.method): cell for cell in cells if cell.trains}.values():
         check_fit(cell)
     for cell in cells:
         read_result(cell)
-
-
-def _best_rates(outcomes: Sequence[dict[str, Any]]) -> dict[tuple[str, str], float]:
-    """Of each model and method, the learning rate with the lowest validation loss."""
-    losses: dict[tuple[str, str], dict[float, float]] = {}
-    for outcome in outcomes:
-        by_rate = losses.setdefault((outcome["model"], outcome["method"]), {})
-        by_rate[outcome["learning_rate"]] = outcome.get("validation_loss", math.inf)
-    return {key: min(by_rate, key=by_rate.get) for key, by_rate in losses.items()}
 
 
 def _finish(
@@ -146,7 +147,7 @@ def _raise_first(done: set[Future], cells: dict[Future, Cell]) -> None:
     future = next(future for future in cells if future in done and future.exception())
     cell, error = cells[future], future.exception()
     raise ValueError(
-        f"{cell.method}, seed {cell.seed}: {type(error).__name__}: {error} (log: {cell.folder / LOG_NAME}). Finished "
+        f"{cell.method}, {cell.folder.name}: {type(error).__name__}: {error} (log: {cell.folder / LOG_NAME}). Finished "
         "cells are kept; the same command goes on from them"
     ) from error
 

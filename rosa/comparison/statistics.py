@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
-from rosa.comparison.plan import Comparison
-from rosa.tasks import find_tasks
+from rosa.comparison.plan import BASE, Comparison
 
 CONFIDENCE = 0.95
 
@@ -29,7 +28,7 @@ class Summary(NamedTuple):
 
     Attributes:
         method (str): its name.
-        learning_rate (float): at its highest.
+        learning_rate (float or None): at its highest; the base has none.
         trainable (float): share of all parameters, in percent.
         tasks (dict): accuracy in percent by task, a Spread; side tasks too.
         micro (Spread): accuracy in percent over all rows of the tasks, side tasks left out.
@@ -42,7 +41,7 @@ class Summary(NamedTuple):
     """
 
     method: str
-    learning_rate: float
+    learning_rate: float | None
     trainable: float
     tasks: dict[str, Spread]
     micro: Spread
@@ -54,37 +53,42 @@ class Summary(NamedTuple):
     p_value: float | None
 
 
-def summarise(comparison: Comparison, model: str, outcomes: Sequence[dict[str, Any]]) -> list[Summary]:
-    """The table's rows for one model, in the order of its methods.
+def summarise(
+    comparison: Comparison, model: str, outcomes: Sequence[dict[str, Any]], averaged: Sequence[str]
+) -> list[Summary]:
+    """The table's rows for one model: the base as it is, and the methods in the comparison's order.
 
     Args:
-        comparison (Comparison): with its models and tasks filled in.
+        comparison (Comparison): it says which methods are baselines.
         model (str): one of its models.
         outcomes (sequence of dict): of all cells, as `rosa.comparison.run` returns them.
+        averaged (sequence of str): the tasks of the micro-average.
 
     Returns:
-        list of Summary: of the methods of which a seed has reached the test.
+        list of Summary: of the base and of each method that a seed of has reached the test.
     """
-    averaged = [task.name for task in find_tasks(comparison.tasks, comparison.data_dir)]
-    by_method = {
-        name: [o for o in outcomes if (o["model"], o["method"]) == (model, name)] for name in comparison.methods
-    }
+    cells = [o for o in outcomes if o["model"] == model and ("tasks" in o or "diverged" in o)]
+    cells = [o for o in cells if o["settings"].get("seed") in (None, *comparison.seeds)]  # those that tried rates aside
+    by_method = {name: [o for o in cells if o["method"] == name] for name in (BASE, *comparison.methods)}
     scores = {name: micro_by_seed(found, averaged) for name, found in by_method.items()}
-    best = best_baseline({name: found for name, found in scores.items() if comparison.is_baseline(name)})
+    best = best_baseline({name: scores[name] for name in comparison.methods if comparison.is_baseline(name)})
+    measured = [name for name in comparison.methods if not comparison.is_baseline(name)] if best else []
     return [
-        _summary(name, found, scores[name], None if best is None or comparison.is_baseline(name) else scores[best])
+        _summary(name, found, scores[name], scores[best] if name in measured else None)
         for name, found in by_method.items()
         if scores[name]
     ]
 
 
 def micro_by_seed(outcomes: Sequence[dict[str, Any]], tasks: Sequence[str]) -> dict[int, float]:
-    """Micro-averaged accuracy in percent over all rows of these tasks, by seed."""
+    """Micro-averaged accuracy in percent over all rows of these tasks, by seed; the base has none."""
     found = {}
     for outcome in outcomes:
         if "tasks" in outcome:
             parts = [outcome["tasks"][name] for name in tasks]
-            found[outcome["seed"]] = 100 * sum(p["correct"] for p in parts) / sum(p["total"] for p in parts)
+            found[outcome["settings"].get("seed")] = (
+                100 * sum(p["correct"] for p in parts) / sum(p["total"] for p in parts)
+            )
     return found
 
 
@@ -113,12 +117,12 @@ def _summary(
         name: spread([100 * o["tasks"][name]["correct"] / o["tasks"][name]["total"] for o in tested])
         for name in first["tasks"]
     }
-    on_gpu = first["peak_bytes"] is not None
+    on_gpu = first.get("peak_bytes") is not None
     shared = sorted(micro.keys() & best.keys()) if best is not None else []
     differences = [micro[seed] - best[seed] for seed in shared]
     return Summary(
         method=method,
-        learning_rate=first["learning_rate"],
+        learning_rate=first.get("learning_rate"),
         trainable=100 * first["trainable"] / first["total"],
         tasks=accuracies,
         micro=spread(list(micro.values())),

@@ -64,14 +64,18 @@ def _cells(rows: Sequence[Summary], plus_minus: str, nothing: str) -> list[list[
     header += ["to the best baseline", "p"] * tested + ["tokens/s", "peak GB"] * on_gpu
     lines = [header]
     for row in rows:
-        line = [row.method + (f" ({row.diverged} diverged)" if row.diverged else ""), f"{row.learning_rate:g}"]
+        line = [
+            row.method + (f" ({row.diverged} diverged)" if row.diverged else ""),
+            nothing if row.learning_rate is None else f"{row.learning_rate:g}",
+        ]
         line += [f"{row.trainable:.3f}", *(_spread(row.tasks[name], plus_minus) for name in tasks)]
         line.append(_spread(row.micro, plus_minus))
         if tested:
             line += [nothing if row.difference is None else _signed(row.difference, plus_minus)]
             line += [nothing if row.p_value is None else f"{row.p_value:.3g}"]
         if on_gpu:
-            line += [f"{row.tokens_per_second:,.0f}", f"{row.peak_bytes / GIGA:.1f}"]
+            rate, peak = row.tokens_per_second, row.peak_bytes
+            line += [nothing, nothing] if rate is None else [f"{rate:,.0f}", f"{peak / GIGA:.1f}"]
         lines.append(line)
     return lines
 
@@ -89,7 +93,7 @@ def _signed(value: Spread, plus_minus: str) -> str:
 
 
 def _caption(rows: Sequence[Summary]) -> str:
-    counts = sorted({row.finished for row in rows})
+    counts = sorted({row.finished for row in rows if row.learning_rate is not None})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return (
         f"Accuracy in percent, mean and standard deviation over {seeds} seeds; the difference to the baseline with the "

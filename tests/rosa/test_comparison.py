@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from scipy import stats
 
 from rosa.cli import main
 from rosa.comparison.plan import Comparison, load_comparison
-from rosa.comparison.run import _best_rates
+from rosa.comparison.run import best_rates
 from rosa.comparison.statistics import best_baseline, micro_by_seed, spread, summarise
 from rosa.comparison.tables import csv_table, latex, markdown
 from rosa.miniature.make import MiniatureRecipe
@@ -35,6 +36,14 @@ SETTINGS = {
     "train": {"max_steps": 4, "val_size": 4, "eval_strategy": "no", "save_steps": 2, "learning_rate": "1e-2"},
     "decoding": {"batch_size": 4, "max_new_tokens": 4, "limit": 4},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _on_the_reference_backend():
+    """Triton's interpreter would take most of the time, and has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROSA_BACKEND", "reference")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +88,12 @@ def finished(files, tmp_path_factory):
 def test_every_cell_is_trained_and_tested_and_the_grid_before_them(finished):
     cells = results(finished / "out" / "cells" / "base")
     grid = {f"{method}/tuning-{rate}" for method in ("RoSA", "LoRA") for rate in ("0.001", "0.05")}
-    assert cells.keys() == grid | {f"{method}/seed-{seed}" for method in ("RoSA", "LoRA") for seed in (1, 2)}
+    assert cells.keys() == {"base"} | grid | {f"{method}/seed-{seed}" for method in ("RoSA", "LoRA") for seed in (1, 2)}
     outcomes = json.loads((finished / "out" / "outcomes.json").read_text())
-    assert [(o["method"], o["seed"]) for o in outcomes] == [("RoSA", 1), ("LoRA", 1), ("RoSA", 2), ("LoRA", 2)]
-    for outcome in outcomes:
+    base, *tested = [outcome for outcome in outcomes if "tasks" in outcome]
+    assert (base["method"], base["trainable"]) == ("base", 0)
+    assert [(o["method"], o["seed"]) for o in tested] == [("RoSA", 1), ("LoRA", 1), ("RoSA", 2), ("LoRA", 2)]
+    for outcome in tested:
         assert outcome["steps"] == 4
         assert outcome["tasks"].keys() == {"doubles", "words"}
         assert outcome["tasks"]["doubles"]["total"] == 4
@@ -106,8 +117,8 @@ def test_the_table_is_written_in_three_forms(finished):
     assert text.startswith("| method | lr | trainable % | doubles | words | micro-average | to the best baseline | p |")
     assert "tokens/s" not in text  # of a GPU alone
     rows = list(csv.DictReader((out / "table-base.csv").open()))
-    assert [row["method"] for row in rows] == ["RoSA", "LoRA"]
-    assert rows[0]["finished"] == "2" and rows[1]["p_value"] == ""
+    assert [row["method"] for row in rows] == ["base", "RoSA", "LoRA"]
+    assert rows[1]["finished"] == "2" and rows[2]["p_value"] == ""
     assert r"\toprule" in (out / "table-base.tex").read_text()
 
 
@@ -140,10 +151,10 @@ def test_a_killed_comparison_goes_on_where_it_was(files, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = results(tmp_path)
-    assert 2 <= len(before) < 6
+    assert 2 <= len(before) < 7
     main(["compare", "--config", str(config)])
     after = results(tmp_path)
-    assert len(after) == 6
+    assert len(after) == 7
     assert all(after[name] == changed for name, changed in before.items())
 
 
@@ -167,16 +178,18 @@ def test_a_cell_that_fails_leaves_the_finished_ones_and_names_itself(files, tmp_
     with pytest.raises(SystemExit):
         main(["compare", "--config", str(config)])
     error = capsys.readouterr().err
-    assert "LoRA, seed 1: " in error and "log.txt" in error
-    assert results(tmp_path / "out" / "cells" / "base").keys() == {"RoSA/seed-1"}
+    assert "LoRA, seed-1: " in error and "log.txt" in error
+    assert results(tmp_path / "out" / "cells" / "base").keys() == {"base", "RoSA/seed-1"}
 
 
 def test_a_loss_that_is_not_finite_is_an_outcome(files, tmp_path):
     methods = {"LoRA": {"method": "lora", "learning_rate": 1e38}, "LN tuning": {"method": "ln_tuning"}}
     main(["compare", "--config", str(write(tmp_path, files, methods=methods, seeds=[1]))])
     outcomes = json.loads((tmp_path / "out" / "outcomes.json").read_text())
-    assert "the loss is nan" in outcomes[0]["diverged"] and "tasks" not in outcomes[0]
-    assert [row["method"] for row in csv.DictReader((tmp_path / "out" / "table-base.csv").open())] == ["LN tuning"]
+    diverged = next(outcome for outcome in outcomes if outcome["method"] == "LoRA")
+    assert "the loss is nan" in diverged["diverged"] and "tasks" not in diverged
+    rows = list(csv.DictReader((tmp_path / "out" / "table-base.csv").open()))
+    assert [row["method"] for row in rows] == ["base", "LN tuning"]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +255,14 @@ def outcome(method, seed, correct, **more):
         "b": {"correct": 3, "total": 30},
         "side": {"correct": 0, "total": 5},
     }
-    about = {"model": "m", "method": method, "seed": seed, "learning_rate": 0.1, "trainable": 1, "total": 50}
+    about = {
+        "model": "m",
+        "method": method,
+        "settings": {"seed": seed},
+        "learning_rate": 0.1,
+        "trainable": 1,
+        "total": 50,
+    }
     return about | {"tokens_per_second": 1.0, "peak_bytes": None, "tasks": tasks} | more
 
 
@@ -268,7 +288,7 @@ def test_the_micro_average_is_over_rows_and_leaves_side_tasks_out(outcomes):
 
 
 def test_differences_and_p_are_paired_by_seed_with_the_best_baseline(comparison, outcomes):
-    rosa, lora, vera = summarise(comparison, "m", outcomes)
+    rosa, lora, vera = summarise(comparison, "m", outcomes, ["a", "b"])
     assert (rosa.method, lora.method, vera.method) == ("RoSA", "LoRA", "VeRA")
     ours, theirs = ([100 * (n + 3) / 40 for n in scores] for scores in ((7, 9, 8), (6, 7, 7)))
     assert rosa.difference.mean == pytest.approx(sum(ours) / 3 - sum(theirs) / 3)
@@ -288,7 +308,8 @@ def test_spread_is_students(outcomes):
 def test_diverged_seeds_are_counted_and_not_averaged(comparison, outcomes):
     broken = {**outcome("RoSA", 3, 0), "diverged": "the loss is nan"}
     del broken["tasks"]
-    row = summarise(comparison, "m", [*outcomes, broken])[0]
+    comparison = replace(comparison, seeds=(0, 1, 2, 3))
+    row = summarise(comparison, "m", [*outcomes, broken], ["a", "b"])[0]
     assert (row.finished, row.diverged) == (3, 1)
     assert "RoSA (1 diverged)" in markdown([row])
 
@@ -296,7 +317,7 @@ def test_diverged_seeds_are_counted_and_not_averaged(comparison, outcomes):
 def test_a_gpus_speed_and_memory_have_columns(comparison, outcomes):
     for found in outcomes:
         found["peak_bytes"], found["tokens_per_second"] = 5 * 10**9, 1234.0
-    rows = summarise(comparison, "m", outcomes)
+    rows = summarise(comparison, "m", outcomes, ["a", "b"])
     assert "| 1,234 | 5.0 |" in markdown(rows)
     assert next(csv.DictReader(csv_table(rows).splitlines()))["peak_bytes"] == "5000000000"
     assert r"1,234 & 5.0 \\" in latex(rows) and r"trainable \%" in latex(rows)
@@ -304,8 +325,9 @@ def test_a_gpus_speed_and_memory_have_columns(comparison, outcomes):
 
 def test_a_diverged_learning_rate_is_never_the_best():
     about = {"model": "m", "method": "RoSA"}
-    losses = [{"learning_rate": 0.1, "diverged": "nan"}, {"learning_rate": 0.01, "validation_loss": 3.0}]
-    assert _best_rates([about | loss for loss in losses]) == {("m", "RoSA"): 0.01}
+    tried = [{"settings": {"learning_rate": 0.1}, "diverged": "nan"}]
+    tried += [{"settings": {"learning_rate": 0.01}, "validation_loss": 3.0}]
+    assert best_rates([about | outcome for outcome in tried]) == {("m", "RoSA"): 0.01}
 
 
 def test_the_miniature_of_the_repository_is_whole():

@@ -19,6 +19,14 @@ SMALL = {"c3a": {"block_size": 16}, "adalora": {"init_r": 4, "target_r": 2}, "bo
 ROWS = [{"instruction": f"Add {i} and {i}.", "output": str(2 * i)} for i in range(24)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _on_the_reference_backend():
+    """Triton's interpreter would take most of the time, and has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROSA_BACKEND", "reference")
+        yield
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
