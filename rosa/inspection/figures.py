@@ -108,8 +108,7 @@ def draw_energy_shares(shares: Sequence[EnergyShare], path: Path) -> None:
     axes.set_xlabel("r_low: share of the rotary pairs, from the lowest frequency")
     axes.set_ylabel("share of activation energy")
     axes.set_ylim(0, 1.03)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_title("Energy in the low-frequency pairs", **TITLE)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -224,9 +224,10 @@ def test_a_failure_within_attention_leaves_the_model_as_it_was(make_model, batch
     hook.remove()
 
 
-def test_another_model_of_the_family_may_run_meanwhile(make_model, batch):
+@pytest.mark.parametrize("patched", [False, True])
+def test_another_model_of_the_family_may_run_meanwhile(make_model, make_patched, batch, patched):
     del batch["labels"]
-    model, other = make_model("llama"), make_model("llama", seed=1)
+    model, other = make_model("llama"), (make_patched if patched else make_model)("llama", seed=1)
     expected, logits = measure(model, [batch]), other(**batch).logits
     seen = []
 

@@ -93,6 +93,8 @@ def test_a_finished_runs_course_is_its_selections(make_trainer, tmp_path, layers
     trainer = make_trainer(config=rosa.RosaConfig(rank=4, layers=layers))
     trainer.train()
     trainer.save_state()
+    for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
     course = read_course(tmp_path / "run")
     assert course == Course(layers or (0, 1, 2, 3), 13, trainer.layer_selection.history)
 
