@@ -124,8 +124,8 @@ def _checkpoints(output: Path) -> list[Path]:
 
 
 class _ClearOutput(TrainerCallback):
-    """Deletes what an earlier run left, and nothing else, once all is ready to train: its log, which would pass for this
-    run's, and if it is to be overwritten its adapter and checkpoints."""
+    """Deletes what an earlier run left, and nothing else, once all is ready to train: its log, which would pass for
+    that of this run, and if it is to be overwritten its adapter and checkpoints."""
 
     def __init__(self, overwrite: bool):
         self.overwrite = overwrite

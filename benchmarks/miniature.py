@@ -1,0 +1,127 @@
+"""From the outcomes of the miniature comparison to docs/results.md.
+
+rosa compare --config configs/miniature.yaml --jobs 2     runs it
+python -m benchmarks.miniature --save                     keeps its outcomes in benchmarks/results
+python -m benchmarks.miniature                            writes the document's tables and picture from what is kept
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import fill
+from benchmarks.tables import markdown as markdown_table
+from rosa.comparison.plan import Comparison, load_comparison
+from rosa.comparison.report import OUTCOMES_NAME, k_ratio_points
+from rosa.comparison.run import best_rates
+from rosa.comparison.statistics import Summary, summarise
+from rosa.comparison.tables import markdown
+from rosa.inspection.figures import draw_k_ratio
+from rosa.miniature.make import SEEN_TASK
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "configs" / "miniature.yaml"
+KEPT = ROOT / "benchmarks" / "results" / "miniature" / OUTCOMES_NAME
+DOCUMENT = ROOT / "docs" / "results.md"
+PICTURE = ROOT / "docs" / "results_k_ratio.png"
+
+
+def parts(comparison: Comparison, outcomes: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The document's generated parts by name."""
+    rows = summary(comparison, outcomes)
+    return {
+        "found": found(comparison, rows),
+        "table": markdown(rows).strip(),
+        "rates": rates_table(comparison, outcomes),
+        "run": about(outcomes),
+    }
+
+
+def summary(comparison: Comparison, outcomes: Sequence[dict[str, Any]]) -> list[Summary]:
+    """The rows of the table; all tasks but the mixture of seen skills make the micro-average."""
+    base = outcomes_of(outcomes, "base")[0]
+    averaged = [name for name in base["tasks"] if name != SEEN_TASK]
+    return summarise(comparison, base["model"], outcomes, averaged)
+
+
+def outcomes_of(outcomes: Sequence[dict[str, Any]], method: str) -> list[dict[str, Any]]:
+    """The outcomes of one method."""
+    return [outcome for outcome in outcomes if outcome["method"] == method]
+
+
+def found(comparison: Comparison, rows: Sequence[Summary]) -> str:
+    """What came out, as sentences: every method that is not a baseline against the best baseline."""
+    baselines = [row for row in rows if row.method in comparison.methods and comparison.is_baseline(row.method)]
+    best = max(baselines, key=lambda row: row.micro.mean)
+    lines = [f"The best baseline is {best.method}: {_interval(best)}."]
+    lines += [f"- **{row.method}**: {_interval(row)}. {_verdict(row)}" for row in rows if row.difference is not None]
+    return "\n".join(lines)
+
+
+def rates_table(comparison: Comparison, outcomes: Sequence[dict[str, Any]]) -> str:
+    """The validation loss of every method at each learning rate; the chosen one in bold."""
+    tried = [outcome for outcome in outcomes if outcome["settings"].get("seed") == comparison.tuning_seed]
+    best = best_rates(tried)
+    losses = {(o["method"], o["settings"]["learning_rate"]): o.get("validation_loss") for o in tried}
+    body = []
+    for method in comparison.methods:
+        chosen = best[tried[0]["model"], method]
+        body.append([method, *(_loss(losses[method, rate], rate == chosen) for rate in comparison.learning_rates)])
+    return markdown_table(["method", *(f"{rate:g}" for rate in comparison.learning_rates)], body)
+
+
+def about(outcomes: Sequence[dict[str, Any]]) -> str:
+    """The machine and the packages of the run, and its size."""
+    devices = sorted({outcome["device"] for outcome in outcomes})
+    versions = ", ".join(f"{name} {version}" for name, version in outcomes[0]["versions"].items())
+    base = outcomes_of(outcomes, "base")[0]
+    trained = [outcome for outcome in outcomes if "seconds" in outcome]
+    return (
+        f"{len(trained)} training runs of {trained[0]['steps']} steps on a base of {base['total']:,} parameters; "
+        f"{'; '.join(devices)}; {versions}."
+    )
+
+
+def _interval(row: Summary) -> str:
+    return (
+        f"{row.micro.mean:.1f} % on the unseen skills (95 % interval {row.micro.mean - row.micro.half_width:.1f} to "
+        f"{row.micro.mean + row.micro.half_width:.1f}), {row.tasks[SEEN_TASK].mean:.1f} % left on the seen ones, "
+        f"{row.trainable:.2f} % trained"
+    )
+
+
+def _verdict(row: Summary) -> str:
+    low, high = (row.difference.mean + sign * row.difference.half_width for sign in (-1, 1))
+    side = "ahead of" if low > 0 else "behind" if high < 0 else "not to be told from"
+    return f"It is {side} the best baseline: {row.difference.mean:+.1f} points ({low:+.1f} to {high:+.1f})."
+
+
+def _loss(value: float | None, chosen: bool) -> str:
+    if value is None:
+        return "diverged"
+    return f"**{value:.4f}**" if chosen else f"{value:.4f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.miniature", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--save", action="store_true", help="keep the outcomes of the run in the configuration's output"
+    )
+    comparison = load_comparison(CONFIG)
+    if parser.parse_args().save:
+        KEPT.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(comparison.output / OUTCOMES_NAME, KEPT)
+    outcomes = json.loads(KEPT.read_text(encoding="utf-8"))
+    DOCUMENT.write_text(fill(DOCUMENT.read_text(encoding="utf-8"), parts(comparison, outcomes)), encoding="utf-8")
+    draw_k_ratio(k_ratio_points(comparison, summary(comparison, outcomes)), PICTURE)
+
+
+if __name__ == "__main__":
+    main()
