@@ -27,16 +27,17 @@ from rosa.miniature.make import SEEN_TASK
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "miniature.yaml"
 KEPT = ROOT / "benchmarks" / "results" / "miniature" / OUTCOMES_NAME
-DOCUMENT = ROOT / "docs" / "results.md"
+DOCUMENTS = {ROOT / "docs" / "results.md": ("found", "table", "rates", "run"), ROOT / "README.md": ("miniature",)}
 PICTURE = ROOT / "docs" / "results_k_ratio.png"
 
 
 def parts(comparison: Comparison, outcomes: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """The document's generated parts by name."""
+    """The documents' generated parts by name."""
     rows = summary(comparison, outcomes)
     return {
         "found": found(comparison, rows),
         "table": markdown(rows).strip(),
+        "miniature": short_table(rows),
         "rates": rates_table(comparison, outcomes),
         "run": about(outcomes),
     }
@@ -59,8 +60,18 @@ def found(comparison: Comparison, rows: Sequence[Summary]) -> str:
     baselines = [row for row in rows if row.method in comparison.methods and comparison.is_baseline(row.method)]
     best = max(baselines, key=lambda row: row.micro.mean)
     lines = [f"The best baseline is {best.method}: {_interval(best)}."]
-    lines += [f"- **{row.method}**: {_interval(row)}. {_verdict(row)}" for row in rows if row.difference is not None]
+    lines += [f"- **{row.method}**: {_interval(row)}. {verdict(row)}" for row in rows if row.difference is not None]
     return "\n".join(lines)
+
+
+def short_table(rows: Sequence[Summary]) -> str:
+    """The table without its columns of single skills, best first."""
+    ranked = sorted(rows, key=lambda row: -row.micro.mean)
+    body = []
+    for row in (row for row in ranked if row.learning_rate is not None):
+        accuracies = (f"{spread.mean:.1f} ± {spread.deviation:.1f}" for spread in (row.micro, row.tasks[SEEN_TASK]))
+        body.append((row.method, f"{row.trainable:.2f}", *accuracies))
+    return markdown_table(("method", "trainable %", "unseen skills %", "left of the seen skills %"), body)
 
 
 def rates_table(comparison: Comparison, outcomes: Sequence[dict[str, Any]]) -> str:
@@ -95,7 +106,8 @@ def _interval(row: Summary) -> str:
     )
 
 
-def _verdict(row: Summary) -> str:
+def verdict(row: Summary) -> str:
+    """Whether a method is ahead of the best baseline, behind it, or neither by the 95 % interval of the difference."""
     low, high = (row.difference.mean + sign * row.difference.half_width for sign in (-1, 1))
     side = "ahead of" if low > 0 else "behind" if high < 0 else "not to be told from"
     return f"It is {side} the best baseline: {row.difference.mean:+.1f} points ({low:+.1f} to {high:+.1f})."
@@ -119,7 +131,10 @@ def main() -> None:
         KEPT.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(comparison.output / OUTCOMES_NAME, KEPT)
     outcomes = json.loads(KEPT.read_text(encoding="utf-8"))
-    DOCUMENT.write_text(fill(DOCUMENT.read_text(encoding="utf-8"), parts(comparison, outcomes)), encoding="utf-8")
+    made = parts(comparison, outcomes)
+    for file, names in DOCUMENTS.items():
+        text = fill(file.read_text(encoding="utf-8"), {name: made[name] for name in names})
+        file.write_text(text, encoding="utf-8")
     draw_k_ratio(k_ratio_points(comparison, summary(comparison, outcomes)), PICTURE)
 
 

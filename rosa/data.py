@@ -153,7 +153,7 @@ def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> li
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, object]]:
-    rows = _parse(_read(path), str(path))
+    rows = _parse(read_text(path), str(path))
     if not isinstance(rows, list):
         raise ValueError(f"{path} must hold a list of objects, got {_kind(rows)}")
     return _numbered(rows)
@@ -161,7 +161,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, object]]:
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, object]]:
     # Not splitlines: a JSON string may hold U+2028 and other separators as they are.
-    for number, line in enumerate(_read(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             yield f"line {number}", _parse(line, str(path), first_line=number)
 
@@ -170,7 +170,13 @@ def _numbered(rows: Iterable[object]) -> Iterator[tuple[str, object]]:
     return ((f"row {index}", row) for index, row in enumerate(rows))
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not UTF-8, or empty.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}" if not path.exists() else f"{path} is not a file")
     try:

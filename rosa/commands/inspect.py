@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rosa.adapter import load_adapter
 from rosa.commands import DTYPES, parser
 from rosa.config import RosaConfig
-from rosa.data import load_rows, prompt
+from rosa.data import load_rows, prompt, read_text
 from rosa.inspection import figures
 from rosa.inspection.activations import EnergyShare, energy_shares, measure, token_batches, usable_r_lows
 from rosa.inspection.course import Course, read_course
@@ -91,22 +91,10 @@ def _inspect_model(args: argparse.Namespace) -> None:
 
 def _texts(args: argparse.Namespace) -> list[str]:
     if args.text is not None:
-        return [_read(args.text)]
+        return [read_text(args.text)]
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be at least 1 row, got {args.limit}")
     return [prompt(row["instruction"], row["input"]) + row["output"] for row in load_rows(args.data)[: args.limit]]
-
-
-def _read(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: byte {error.start}: {error.reason}") from error
-    if not text.strip():
-        raise ValueError(f"{path} is empty")
-    return text
 
 
 def _shares_table(shares: Sequence[EnergyShare]) -> str:
