@@ -8,7 +8,6 @@ python -m benchmarks.miniature                            writes the document's 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from benchmarks.report import fill
 from benchmarks.tables import markdown as markdown_table
 from rosa.comparison.plan import Comparison, load_comparison
-from rosa.comparison.report import OUTCOMES_NAME, k_ratio_points
+from rosa.comparison.report import OUTCOMES_NAME, k_ratio_points, read_outcomes
 from rosa.comparison.run import best_rates
 from rosa.comparison.statistics import Summary, summarise
 from rosa.comparison.tables import markdown
@@ -130,7 +129,7 @@ def main() -> None:
     if parser.parse_args().save:
         KEPT.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(comparison.output / OUTCOMES_NAME, KEPT)
-    outcomes = json.loads(KEPT.read_text(encoding="utf-8"))
+    outcomes = read_outcomes(KEPT)
     made = parts(comparison, outcomes)
     for file, names in DOCUMENTS.items():
         text = fill(file.read_text(encoding="utf-8"), {name: made[name] for name in names})

@@ -13,11 +13,11 @@ from rosa.comparison.tables import csv_table, latex, markdown
 from rosa.inspection.figures import draw_k_ratio
 from rosa.tasks import find_tasks
 
-OUTCOMES_NAME = "outcomes.json"
+OUTCOMES_NAME = "outcomes.jsonl"
 
 
 def write_report(comparison: Comparison, outcomes: Sequence[dict[str, Any]]) -> list[Path]:
-    """Write `outcomes.json`, for each model its table as .md, .csv and .tex, and a picture if k_ratio varies.
+    """Write `outcomes.jsonl`, for each model its table as .md, .csv and .tex, and a picture if k_ratio varies.
 
     Args:
         comparison (Comparison): with its models and tasks filled in.
@@ -42,8 +42,13 @@ def write_report(comparison: Comparison, outcomes: Sequence[dict[str, Any]]) -> 
             written.append(folder / f"k_ratio-{slug(Path(model).name)}.png")
             draw_k_ratio(points, written[-1])
     data = folder / OUTCOMES_NAME
-    data.write_text(json.dumps(list(outcomes), indent=1) + "\n", encoding="utf-8")
+    data.write_text("".join(json.dumps(outcome) + "\n" for outcome in outcomes), encoding="utf-8")
     return sorted([*written, data], key=lambda path: path.suffix != ".md")
+
+
+def read_outcomes(file: Path) -> list[dict[str, Any]]:
+    """The outcomes that `write_report` wrote."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def k_ratio_points(comparison: Comparison, rows: Sequence[Summary]) -> list[tuple[float, float, float]]:

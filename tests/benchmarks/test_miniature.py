@@ -1,12 +1,11 @@
 """docs/results.md: its tables and its sentences are what the kept outcomes of the miniature give."""
 
-import json
-
 import pytest
 
 from benchmarks import miniature
 from benchmarks.report import fill
 from rosa.comparison.plan import load_comparison
+from rosa.comparison.report import read_outcomes
 from rosa.miniature.make import SEEN_TASK
 
 
@@ -17,7 +16,7 @@ def comparison():
 
 @pytest.fixture(scope="module")
 def outcomes():
-    return json.loads(miniature.KEPT.read_text(encoding="utf-8"))
+    return read_outcomes(miniature.KEPT)
 
 
 def test_the_document_and_the_readme_have_what_the_outcomes_give(comparison, outcomes):

@@ -17,6 +17,7 @@ from scipy import stats
 
 from rosa.cli import main
 from rosa.comparison.plan import Comparison, load_comparison
+from rosa.comparison.report import read_outcomes
 from rosa.comparison.run import best_rates
 from rosa.comparison.statistics import best_baseline, micro_by_seed, spread, summarise
 from rosa.comparison.tables import csv_table, latex, markdown
@@ -89,7 +90,7 @@ def test_every_cell_is_trained_and_tested_and_the_grid_before_them(finished):
     cells = results(finished / "out" / "cells" / "base")
     grid = {f"{method}/tuning-{rate}" for method in ("RoSA", "LoRA") for rate in ("0.001", "0.05")}
     assert cells.keys() == {"base"} | grid | {f"{method}/seed-{seed}" for method in ("RoSA", "LoRA") for seed in (1, 2)}
-    outcomes = json.loads((finished / "out" / "outcomes.json").read_text())
+    outcomes = read_outcomes(finished / "out" / "outcomes.jsonl")
     base, *tested = [outcome for outcome in outcomes if "tasks" in outcome]
     assert (base["method"], base["trainable"]) == ("base", 0)
     assert [(o["method"], o["seed"]) for o in tested] == [("RoSA", 1), ("LoRA", 1), ("RoSA", 2), ("LoRA", 2)]
@@ -185,7 +186,7 @@ def test_a_cell_that_fails_leaves_the_finished_ones_and_names_itself(files, tmp_
 def test_a_loss_that_is_not_finite_is_an_outcome(files, tmp_path):
     methods = {"LoRA": {"method": "lora", "learning_rate": 1e38}, "LN tuning": {"method": "ln_tuning"}}
     main(["compare", "--config", str(write(tmp_path, files, methods=methods, seeds=[1]))])
-    outcomes = json.loads((tmp_path / "out" / "outcomes.json").read_text())
+    outcomes = read_outcomes(tmp_path / "out" / "outcomes.jsonl")
     diverged = next(outcome for outcome in outcomes if outcome["method"] == "LoRA")
     assert "the loss is nan" in diverged["diverged"] and "tasks" not in diverged
     rows = list(csv.DictReader((tmp_path / "out" / "table-base.csv").open()))
