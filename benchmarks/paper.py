@@ -1,0 +1,334 @@
+"""What the paper's methods train, and what of them fits a card of 24 GB: counts and formulas, nothing measured.
+
+    python -m benchmarks.paper            writes the tables into docs/paper.md
+    python -m benchmarks.paper --print    prints them
+
+The models are built without memory from their configurations, and `rosa.methods.attach` makes them trainable as
+`rosa train` does. What a decoder layer saves for backward is counted on tensors that have shapes and no values, by
+running the layer as `--bf16 true` runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import os
+import weakref
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+if __name__ == "__main__":
+    # The fused kernels, of which only the shapes are asked.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    os.environ.setdefault("ROSA_BACKEND", "triton")
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from benchmarks import scaling
+from benchmarks.presets import PRESETS, QWEN
+from benchmarks.report import fill
+from rosa.decoder import decoder_layers
+from rosa.finetune_arguments import FinetuneArguments, parse
+from rosa.methods import attach, trainable
+from rosa.settings import as_arguments, load_settings
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = ROOT / "docs" / "paper.md"
+CONFIGS = ROOT / "configs" / "paper"
+MODELS = {
+    **scaling.MODELS,
+    "Qwen2.5-0.5B": PRESETS["0.5b"],
+    "Qwen2.5-1.5B": PRESETS["1.5b"],
+    "Qwen2.5-3B": Qwen2Config(
+        vocab_size=151936, hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16,
+        num_key_value_heads=2, tie_word_embeddings=True, **QWEN,
+    ),
+}  # fmt: skip
+PAPER = {"Qwen2.5-7B": 0.261, "Llama-3.1-8B": 0.329, "Gemma-2-9B": 0.363}  # RoSA's trainable percentages, Table 1
+
+CARD, CONTEXT = 24 * 2**30, 2**30  # bytes of an RTX 3090 or 4090, and about what CUDA itself takes
+ROWS, LENGTH = 2, 2048  # the paper's micro-batch at its longest
+IN_MEMORY = ("RoSA", "LoRA", "DoRA")
+LOGIT = 14  # bytes a token and word: bfloat16 logits; in float32 their copy, their log-softmax and its gradient
+CAPPED_LOGIT = 2  # and the tanh that Gemma-2 keeps
+STATE = 4  # the weight, its gradient and AdamW's two moments
+CHARACTERS_A_TOKEN = 4
+RANKS = 8  # for which ZeRO-1's saving is shown
+BITS = {"8 bits": 1.0, "4 bits": 0.5 + 4 / 64}  # bytes of a quantized weight; in 4 bits with a scale for each 64
+GIB = 2**30
+
+
+class Lengths(NamedTuple):
+    """Characters of the rows of a data set, prompt and response together."""
+
+    rows: int
+    mean: int
+    most: int  # of all but one in a hundred
+    longest: int
+
+
+# Of LLM-Adapters' files (Hu et al. 2023): four of the eight sets that Commonsense15K is drawn from, and math_data.json,
+# which has the form of Math10K.
+LENGTHS = {
+    "boolq": Lengths(9427, 305, 339, 362),
+    "ARC-Challenge": Lengths(1119, 548, 876, 1142),
+    "ARC-Easy": Lengths(2251, 511, 812, 1016),
+    "openbookqa": Lengths(4957, 426, 599, 795),
+    "math_data": Lengths(3260, 544, 1020, 1486),
+}
+
+
+def lengths(texts: Sequence[str]) -> Lengths:
+    """The lengths of these texts, at least one."""
+    sizes = sorted(map(len, texts))
+    return Lengths(len(sizes), round(sum(sizes) / len(sizes)), sizes[int(0.99 * len(sizes))], sizes[-1])
+
+
+@functools.cache
+def methods() -> dict[str, FinetuneArguments]:
+    """The methods and the ablations of `configs/paper` by name, as `rosa train` would take them."""
+    listed = load_settings(CONFIGS / "methods.yaml") | load_settings(CONFIGS / "ablations.yaml")["methods"]
+    needed = {"model": "model", "data": "data", "output": "output"}
+    return {name: parse(as_arguments(needed | options))[0] for name, options in listed.items()}
+
+
+class Sizes(NamedTuple):
+    """A model with a method: numbers of parameters, and bytes."""
+
+    trained: int
+    total: int  # the adapter included
+    frozen_bytes: int
+    trained_bytes: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Sizes:
+        parameters = list(model.parameters())
+        trained = sum(p.nbytes for p in parameters if p.requires_grad)
+        return cls(*trainable(model), sum(p.nbytes for p in parameters) - trained, trained)
+
+
+def build(name: str, job: FinetuneArguments, layers: int) -> nn.Module:
+    """The first decoder layers of a model in bfloat16, its embeddings and head, on the meta device, with a method."""
+    config = type(MODELS[name])(**MODELS[name].to_dict() | {"num_hidden_layers": layers, "layer_types": None})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    # BOFT reads from tables that it makes, and so these must have values.
+    with nullcontext() if job.method == "boft" else torch.device("meta"):
+        return attach(model, job.method, config=job.config, settings=job.peft_settings)
+
+
+@functools.cache
+def sizes(name: str, method: str) -> Sizes:
+    """Counts a model with a method of `methods()`. All layers are alike: the second is taken for all that follow."""
+    one, two = (Sizes.of(build(name, methods()[method], layers)) for layers in (1, 2))
+    return Sizes(*(a + (MODELS[name].num_hidden_layers - 1) * (b - a) for a, b in zip(one, two, strict=True)))
+
+
+def boft(name: str, factors: int) -> tuple[int, int]:
+    """Trained parameters and all of BOFT with some butterfly factors, each of as many parameters as the first.
+
+    peft makes one factor, unless it can compile its CUDA extension.
+    """
+    model = build(name, methods()["BOFT"], layers=1)
+    owned = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    blocks = sum(p.numel() // len(p) for key, p in owned.items() if "boft_R" in key)
+    scales = sum(p.numel() for key, p in owned.items() if "boft_s" in key)
+    found = sizes(name, "BOFT")
+    number = MODELS[name].num_hidden_layers * (factors * blocks + scales)
+    return number, found.total - found.trained + number
+
+
+@functools.cache
+def percentages() -> dict[str, list[float]]:
+    """Trainable parameters in percent, by method and in the order of MODELS: each method of the main tables, and of the
+    ablations those that train another number than RoSA."""
+    counts = {method: [sizes(name, method)[:2] for name in MODELS] for method in methods() if method != "BOFT"}
+    counts |= {
+        f"BOFT, {word}": [boft(name, n) for name in MODELS] for n, word in ((1, "one factor"), (2, "two factors"))
+    }
+    same = [method for method in counts if method != "RoSA" and counts[method] == counts["RoSA"]]
+    return {
+        method: [100 * number / total for number, total in row] for method, row in counts.items() if method not in same
+    }
+
+
+class _Saved:
+    """A tensor saved for backward, alive as long as the graph holds it."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+
+@functools.cache
+def saved(name: str, method: str, rows: int, length: int, *, frozen: bool = False) -> int:
+    """Bytes that a decoder layer saves for backward, without gradient checkpointing and without padding.
+
+    Args:
+        name (str): one of MODELS.
+        method (str): one of `methods()`.
+        rows, length (int): of the batch; length in tokens.
+        frozen (bool): layer selection has frozen the layer.
+    """
+    config = MODELS[name]
+    layer = decoder_layers(build(name, methods()[method], layers=1).train())[0].module
+    if frozen:
+        layer.requires_grad_(False)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    held: weakref.WeakSet[_Saved] = weakref.WeakSet()
+
+    def pack(tensor: Tensor) -> _Saved:
+        held.add(kept := _Saved(tensor))
+        return kept
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16):
+        layer.to_empty(device="cpu")
+        weights = {p.untyped_storage()._cdata for p in layer.parameters()}
+        hidden_states = torch.empty(rows, length, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
+        cos, sin = torch.empty(2, 1, length, width, dtype=torch.bfloat16).unbind()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+            out = layer(hidden_states, position_embeddings=(cos.clone(), sin.clone()), attention_mask=None)
+        storages = {s._cdata: s.nbytes() for s in (kept.tensor.untyped_storage() for kept in held)}
+        del out  # the graph, until now
+    return sum(nbytes for storage, nbytes in storages.items() if storage not in weights)
+
+
+def state(name: str, method: str) -> int:
+    """Bytes of a model's frozen weights, and of what trains: weights, gradients and AdamW's moments."""
+    found = sizes(name, method)
+    return found.frozen_bytes + STATE * found.trained_bytes
+
+
+def activations(name: str, method: str, rows: int, length: int, *, checkpoints: bool, frozen: float = 0.0) -> float:
+    """Bytes that grow with the batch: what all layers save (with gradient checkpointing their inputs, and what the one
+    saves that is computed again), the logits, and what the loss makes of them.
+
+    Args:
+        frozen (float): share of the layers that layer selection has frozen; 0 in the step that selects.
+    """
+    config = MODELS[name]
+    layer = saved(name, method, rows, length)
+    if checkpoints:
+        kept = config.num_hidden_layers * rows * length * config.hidden_size * 2 + layer
+    else:
+        idle = saved(name, method, rows, length, frozen=True) if frozen else 0
+        kept = config.num_hidden_layers * ((1 - frozen) * layer + frozen * idle)
+    logit = LOGIT + (CAPPED_LOGIT if getattr(config, "final_logit_softcapping", None) else 0)
+    return kept + logit * rows * length * config.vocab_size
+
+
+def needed(name: str, method: str, rows: int, length: int, *, checkpoints: bool = False) -> float:
+    """Bytes of a training step, in the step that needs most."""
+    return state(name, method) + activations(name, method, rows, length, checkpoints=checkpoints)
+
+
+def most_tokens(name: str, method: str, *, checkpoints: bool) -> int:
+    """Tokens, in rows of LENGTH, that a micro-batch can have on the card; 0 if the model alone does not fit.
+
+    A part of a row counts as such a part of a long row's bytes, which is more than a short row needs.
+    """
+    one, two = (activations(name, method, rows, LENGTH, checkpoints=checkpoints) for rows in (1, 2))
+    room = CARD - CONTEXT - state(name, method) - (2 * one - two)
+    return max(0, math.floor(room * LENGTH / (two - one)))
+
+
+def tokens(characters: int) -> int:
+    """Tokens of a text, estimated."""
+    return math.ceil(characters / CHARACTERS_A_TOKEN)
+
+
+def parameters_table() -> str:
+    cells = {method: [f"{value:.3f}" for value in row] for method, row in percentages().items()}
+    printed = [f"{PAPER[name]:.3f}" if name in PAPER else "" for name in MODELS]
+    rows = {"RoSA, as the paper prints it": printed, "RoSA": cells.pop("RoSA"), **cells}
+    return _table(["trainable, in %", *MODELS], [[method, *row] for method, row in rows.items()])
+
+
+def memory_table() -> str:
+    real = tokens(max(found.longest for found in LENGTHS.values()))
+    rows = []
+    for name in MODELS:
+        for method in IN_MEMORY:
+            found, a_token = sizes(name, method), saved(name, method, ROWS, LENGTH) / (ROWS * LENGTH)
+            rows.append([
+                name, method, f"{found.frozen_bytes / GIB:.2f}", f"{STATE * found.trained_bytes / GIB:.2f}",
+                f"{MODELS[name].num_hidden_layers * a_token / 2**20:.2f}",
+                *(f"{most_tokens(name, method, checkpoints=c):,}" for c in (False, True)),
+                *(_fits(needed(name, method, ROWS, n, checkpoints=c)) for n in (LENGTH, real) for c in (False, True)),
+            ])  # fmt: skip
+    head = ["model", "method", "base", "trained", "MiB a token", "most tokens", "with checkpoints"]
+    head += [title for n in (LENGTH, real) for title in (f"{ROWS} x {n:,}", "with checkpoints")]
+    return _table(head, rows)
+
+
+def lengths_table() -> str:
+    rows = [
+        [name, f"{found.rows:,}", f"{found.mean:,}", f"{found.most:,}", f"{found.longest:,}",
+         f"{tokens(found.mean)}", f"{tokens(found.most)}", f"{tokens(found.longest)}"]
+        for name, found in LENGTHS.items()
+    ]  # fmt: skip
+    head = [
+        "rows of", "number", "characters, mean", "99 of 100 at most", "longest", "tokens, mean", "99 of 100 at most",
+        "longest",
+    ]  # fmt: skip
+    return _table(head, rows)
+
+
+def savings_table() -> str:
+    """What quantizing the linear layers of the decoder leaves of the base, and what else is saved."""
+    rows = []
+    for name in MODELS:
+        plain = sizes(name, "LoRA").frozen_bytes
+        layer = decoder_layers(build(name, methods()["LoRA"], layers=1))[0].module
+        linear = sum(p.numel() for p in layer.parameters() if p.ndim == 2 and not p.requires_grad)
+        linears = MODELS[name].num_hidden_layers * linear
+        bases = [plain, *(plain - linears * (2 - nbytes) for nbytes in BITS.values())]
+        selecting, between = (
+            activations(name, "RoSA", ROWS, LENGTH, checkpoints=False, frozen=k) for k in (0.0, 1 - scaling.K_RATIO)
+        )
+        moments = [2 * sizes(name, method).trained_bytes * (RANKS - 1) / RANKS for method in ("RoSA", "LoRA")]
+        saving = [selecting - between, *moments]
+        rows.append([name, *(f"{size / GIB:.2f}" for size in bases + saving)])
+    head = ["model", "base in bfloat16", *(f"in {bits}" for bits in BITS), "RoSA between selections saves"]
+    head += [f"ZeRO-1 on {RANKS} GPUs saves: RoSA", "LoRA"]
+    return _table(head, rows)
+
+
+def _fits(size: float) -> str:
+    return f"{size / GIB:.1f} {'✓' if size <= CARD - CONTEXT else '✗'}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tables() -> dict[str, str]:
+    """The document's generated parts by name."""
+    return {
+        "parameters": parameters_table(),
+        "memory": memory_table(),
+        "lengths": lengths_table(),
+        "savings": savings_table(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--print", action="store_true", dest="only_print", help="print the tables and write nothing")
+    only_print = parser.parse_args().only_print
+    parts = tables()
+    if not only_print:
+        DOCUMENT.write_text(fill(DOCUMENT.read_text(encoding="utf-8"), parts), encoding="utf-8")
+    print("\n\n".join(parts.values()))
+
+
+if __name__ == "__main__":
+    main()

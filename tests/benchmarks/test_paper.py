@@ -1,0 +1,132 @@
+"""docs/paper.md: its tables are what the program makes, and what it says of runs and of peft is so."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import rosa
+from benchmarks import paper
+from benchmarks.report import fill
+from benchmarks.results import COUNTED, read
+from rosa.data import load_rows, prompt
+from rosa.methods import BASELINES, attach
+from tests.conftest import HAS_GPU
+from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
+from tests.scale.conftest import launch
+
+DATA = paper.ROOT.parent / "shared" / "data"
+FOLDERS = {name: f"benchmarks/{name}/train.json" for name in paper.LENGTHS} | {"math_data": "training/math_data.json"}
+ROWS = [{"instruction": f"Add {i} and {i}.", "output": str(2 * i)} for i in range(24)]
+needs_real_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real data is not at ../shared/data")
+in_the_interpreter = pytest.mark.skipif(HAS_GPU, reason="what the kernels save is counted as on the CPU")
+
+
+@pytest.fixture(autouse=True)
+def _fused(monkeypatch):
+    monkeypatch.setenv("ROSA_BACKEND", "triton")
+
+
+def tiny():
+    """A base in bfloat16, and its tokenizer."""
+    tokenizer = tiny_tokenizer([row["instruction"] + row["output"] for row in ROWS], vocab_size=300)
+    return tiny_model(len(tokenizer)).bfloat16(), tokenizer
+
+
+@in_the_interpreter
+def test_the_document_has_the_tables_that_the_program_makes():
+    text = paper.DOCUMENT.read_text(encoding="utf-8")
+    assert text == fill(text, paper.tables()), "run `python -m benchmarks.paper`"
+
+
+def test_rosas_percentages_are_the_papers():
+    found = dict(zip(paper.MODELS, paper.percentages()["RoSA"], strict=True))
+    assert {name: round(found[name], 3) for name in paper.PAPER} == paper.PAPER
+
+
+@pytest.mark.parametrize("method", ["RoSA", "LoRA", "AdaLoRA", "LN tuning"])
+def test_two_layers_tell_what_all_layers_have(method):
+    with torch.device("meta"):
+        whole = AutoModelForCausalLM.from_config(paper.MODELS["Qwen2.5-0.5B"], dtype=torch.bfloat16)
+        attach(whole, paper.methods()[method].method)
+    found = paper.sizes("Qwen2.5-0.5B", method)
+    parameters = list(whole.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    assert found == (
+        sum(p.numel() for p in trained),
+        sum(p.numel() for p in parameters),
+        sum(p.nbytes for p in parameters) - sum(p.nbytes for p in trained),
+        sum(p.nbytes for p in trained),
+    )
+
+
+@in_the_interpreter
+def test_saved_bytes_are_those_that_were_counted_on_real_tensors():
+    counted = {row["provider"]: row["saved_per_token"] for row in read(COUNTED).rows}
+    a_token = {frozen: paper.saved("Qwen2.5-7B", "RoSA", 1, 32, frozen=frozen) / 32 for frozen in (False, True)}
+    assert a_token == {False: counted["RoSA"], True: counted["RoSA, frozen by DLS"]}
+
+
+def test_the_most_tokens_just_fit():
+    for checkpoints in (False, True):
+        most = paper.most_tokens("Qwen2.5-0.5B", "LoRA", checkpoints=checkpoints)
+        rows = most // paper.LENGTH
+        fewer, more = (
+            paper.needed("Qwen2.5-0.5B", "LoRA", n, paper.LENGTH, checkpoints=checkpoints) for n in (rows, rows + 1)
+        )
+        assert fewer <= paper.CARD - paper.CONTEXT < more
+
+
+@needs_real_data
+@pytest.mark.parametrize("name", paper.LENGTHS)
+def test_the_lengths_are_those_of_the_real_rows(name):
+    rows = load_rows(str(DATA / FOLDERS[name]))
+    texts = [prompt(row["instruction"], row["input"]) + row["output"] for row in rows]
+    assert paper.lengths(texts) == paper.LENGTHS[name]
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_adapters_of_peft_are_in_float32_and_tuned_norms_in_bfloat16(method):
+    settings = {"c3a": {"block_size": 16}}.get(method)
+    model = attach(tiny()[0], method, settings=settings)
+    dtypes = {p.dtype for p in model.parameters() if p.requires_grad}
+    assert dtypes == {torch.bfloat16 if method == "ln_tuning" else torch.float32}
+
+
+def test_a_step_of_ln_tuning_on_a_weight_of_1_rounds_away():
+    model = attach(tiny()[0], "ln_tuning")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
+    ids = torch.arange(12)[None]
+    for _ in range(3):
+        model(input_ids=ids, labels=ids).loss.backward()
+        assert all(p.grad.abs().sum() > 0 for p in trained)
+        optimizer.step()
+    assert all(torch.equal(p, torch.ones_like(p)) for p in trained)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is not installed")
+def test_two_processes_train_with_the_papers_protocol_under_zero_1(tmp_path, monkeypatch):
+    monkeypatch.delenv("ROSA_BACKEND")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    for part in tiny():
+        part.save_pretrained(tmp_path / "base")
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    files = ["--model", tmp_path / "base", "--data", tmp_path / "rows.json", "--output", tmp_path / "out"]
+    config = ["--config", paper.CONFIGS / "commonsense15k.yaml", "--deepspeed", paper.CONFIGS / "zero1.json"]
+    # At 0.03 eight steps lower the loss.
+    short = "--val_size 4 --max_steps 8 --eval_steps 4 --save_steps 4 --dls_interval 4 --learning_rate 0.03"
+    command = Path(rosa.__file__).with_name("__main__.py")
+    status, output = launch("torchrun", command, "train", *config, *files, *short.split(), "--use_cpu", "true")
+    assert status == 0, output[-4000:]
+    log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert len(losses) == 2 and losses[1] < losses[0]
+    assert sum("dls/layers" in entry for entry in log) == 2
+    adapter = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {value.dtype for value in adapter.values()} == {torch.bfloat16}
+    assert any(name.endswith("up") and value.any() for name, value in adapter.items())
