@@ -1,8 +1,8 @@
 """Generated skills: those that the miniature's base is trained on, and those that it is adapted to.
 
 A row is {"instruction", "input", "output", "answer"}, all strings. The unseen skills recombine what the seen ones need:
-two steps of arithmetic in a new order, a list from its end without its beginning, the order of two of its words, two
-lists to count and compare.
+two steps of arithmetic in a new order, a list from its end without its beginning, both its ends, two lists to count and
+compare.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from rosa.miniature import problems
-from rosa.miniature.problems import NAMES, OBJECTS, Kind, draw_problem
+from rosa.miniature.problems import OBJECTS, Kind, draw_problem
 
 WORDS = (*OBJECTS, "bears", "cats", "dogs", "ducks", "foxes", "geese", "goats", "hens", "lions", "mice", "owls", "pigs")
 SHORTEST_LIST, LONGEST_LIST = 3, 6
-LARGEST_NUMBER = 99
 MOST_DRAWS = 10_000  # for one row, before a skill counts as exhausted
-YES_NO = ("yes", "no")
 OPTIONS = ("option1", "option2")
 
 
@@ -101,62 +99,6 @@ def _problem_skill(kind: Kind) -> Skill:
     return Skill("number", draw)
 
 
-def _number_skill(question: str, reply: Callable[[int, int], int]) -> Skill:
-    def draw(rng: random.Random) -> dict:
-        numbers = rng.sample(range(LARGEST_NUMBER + 1), 2)
-        return _row(question.format(*numbers), str(reply(*numbers)))
-
-    return Skill("number", draw)
-
-
-def _member(rng: random.Random) -> dict:
-    words, answer = _words(rng), rng.choice(YES_NO)
-    word = rng.choice(words if answer == "yes" else [word for word in WORDS if word not in words])
-    return _choice_row(f"Is {word} in the list? {' '.join(words)}", answer)
-
-
-def _which_is_in(rng: random.Random) -> dict:
-    words, answer = _words(rng), rng.choice(OPTIONS)
-    options = [rng.choice(words), rng.choice([word for word in WORDS if word not in words])]
-    if answer == "option2":
-        options.reverse()
-    return _choice_row(
-        f"Which is in the list? {' '.join(words)} Option1: {options[0]} Option2: {options[1]}",
-        answer,
-    )
-
-
-def _who_has_most(rng: random.Random) -> dict:
-    names, numbers = rng.sample(NAMES, 2), rng.sample(range(1, LARGEST_NUMBER + 1), 2)
-    things = rng.choice(OBJECTS)
-    return _row(
-        f"{names[0]} has {numbers[0]} {things}. {names[1]} has {numbers[1]}. Who has more {things}?",
-        names[numbers.index(max(numbers))],
-    )
-
-
-def _who_has_what(rng: random.Random) -> dict:
-    names, things = rng.sample(NAMES, 3), rng.sample(OBJECTS, 3)
-    asked = rng.randrange(3)
-    facts = " ".join(f"{name} has {thing}." for name, thing in zip(names, things, strict=True))
-    return _row(f"{facts} What does {names[asked]} have?", things[asked])
-
-
-def _next_word(rng: random.Random) -> dict:
-    words = _words(rng)
-    place = rng.randrange(len(words) - 1)
-    return _row(f"Which word comes after {words[place]}? {' '.join(words)}", words[place + 1])
-
-
-def _before(rng: random.Random) -> dict:
-    words, answer = _words(rng), rng.choice(YES_NO)
-    first, second = sorted(rng.sample(range(len(words)), 2))
-    if answer == "no":
-        first, second = second, first
-    question = f"Does {words[first]} come before {words[second]} in the list?"
-    return _choice_row(f"{question} {' '.join(words)}", answer)
-
-
 def _longer(rng: random.Random) -> dict:
     answer = rng.choice(OPTIONS)
     lengths = sorted(rng.sample(range(1, LONGEST_LIST + 1), 2), reverse=answer == "option1")
@@ -175,14 +117,7 @@ SEEN = {
     "reverse": _list_skill("Say the words backwards: {words}", lambda words: " ".join(reversed(words))),
     "first": _list_skill("What is the first word? {words}", lambda words: words[0]),
     "last": _list_skill("What is the last word? {words}", lambda words: words[-1]),
-    "after": Skill("text", _next_word),
     "count": _list_skill("How many words are there? {words}", lambda words: str(len(words))),
-    "member": Skill(YES_NO, _member),
-    "which": Skill(OPTIONS, _which_is_in),
-    "larger": _number_skill("Which number is larger, {} or {}?", max),
-    "smaller": _number_skill("Which number is smaller, {} or {}?", min),
-    "most": Skill("text", _who_has_most),
-    "has": Skill("text", _who_has_what),
 }
 
 UNSEEN = {
@@ -192,7 +127,6 @@ UNSEEN = {
     "backwards_rest": _list_skill(
         "Say the words backwards, without the first: {words}", lambda words: " ".join(reversed(words[1:]))
     ),
-    "second": _list_skill("What is the second word? {words}", lambda words: words[1]),
-    "before": Skill(YES_NO, _before),
+    "ends": _list_skill("What are the first and the last word? {words}", lambda words: f"{words[0]} {words[-1]}"),
     "longer": Skill(OPTIONS, _longer),
 }
