@@ -78,7 +78,7 @@ class Lengths(NamedTuple):
 LENGTHS = {
     "boolq": Lengths(9427, 305, 339, 362),
     "ARC-Challenge": Lengths(1119, 548, 876, 1142),
-    "ARC-Easy": Lengths(2251, 511, 812, 1016),
+    "ARC-Easy": Lengths(2251, 510, 812, 1016),
     "openbookqa": Lengths(4957, 426, 599, 795),
     "math_data": Lengths(3260, 544, 1020, 1486),
 }
