@@ -1,6 +1,7 @@
 """The baselines of peft: their settings, training through `rosa train`, and adapters of either kind."""
 
 import json
+import os
 
 import peft
 import pytest
@@ -20,11 +21,14 @@ ROWS = [{"instruction": f"Add {i} and {i}.", "output": str(2 * i)} for i in rang
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _on_the_reference_backend():
-    """Triton's interpreter would take most of the time, and has tests of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROSA_BACKEND", "reference")
-        yield
+def _environment():
+    """The reference backend, since Triton's interpreter has tests of its own; and afterwards the environment as it was:
+    peft leaves CC and CXX behind where it cannot compile BOFT's extension."""
+    before = dict(os.environ)
+    os.environ["ROSA_BACKEND"] = "reference"
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
