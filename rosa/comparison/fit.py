@@ -1,4 +1,4 @@
-"""Whether every method fits every model, found out before any training: on models without weights."""
+"""Whether the options are right and every method fits every model, found out before any training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rosa.comparison.plan import Cell
 from rosa.finetune_arguments import parse
 from rosa.methods import attach, trainable
+
+
+def check_options(cell: Cell) -> None:
+    """Read the options of a cell, whose model and data need not be there yet.
+
+    Raises:
+        ValueError: an option is wrong.
+    """
+    try:
+        job, _ = parse(cell.arguments)
+        _ = job.config, job.peft_settings
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise ValueError(f"method {cell.method}: {error}") from error
 
 
 def check_fit(cell: Cell) -> tuple[int, int]:
@@ -25,10 +38,11 @@ def check_fit(cell: Cell) -> tuple[int, int]:
         ValueError: an option is wrong, or the method does not fit the model.
         OSError: the model is not there.
     """
+    check_options(cell)
+    job, _ = parse(cell.arguments)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(job.model))
     try:
-        job, _ = parse(cell.arguments)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(job.model))
         return trainable(attach(model, job.method, config=job.config, settings=job.peft_settings))
-    except (ArgumentError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"method {cell.method}: {error}") from error

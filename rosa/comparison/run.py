@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from rosa.comparison.cell import LOG_NAME, read_result, run_cell
-from rosa.comparison.fit import check_fit
+from rosa.comparison.fit import check_fit, check_options
 from rosa.comparison.plan import Cell, Comparison
 from rosa.data import load_rows
 from rosa.miniature.make import SEEN_TASK, make
@@ -43,6 +43,7 @@ def run(comparison: Comparison, jobs: int = 1) -> tuple[Comparison, list[dict[st
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
+    _check_options(comparison)  # before a miniature is made, which takes its time
     comparison = _with_miniature(comparison)
     tuning = [
         comparison.tuning_cell(model, method, rate)
@@ -95,12 +96,16 @@ def _all_tasks(comparison: Comparison) -> str:
     return ",".join(filter(None, (comparison.tasks, comparison.side_tasks)))
 
 
+def _check_options(comparison: Comparison) -> None:
+    to_come = {"data": "the miniature's"} if comparison.miniature is not None else {}
+    for method in comparison.methods:
+        check_options(replace(comparison, train={**to_come, **comparison.train}).cell("any model", method, 0))
+
+
 def _check(comparison: Comparison, cells: Sequence[Cell]) -> None:
     for task in find_tasks(_all_tasks(comparison), comparison.data_dir):
         load_test_rows(task, comparison.data_dir)
-    for data in {comparison.cell(comparison.models[0], name, 0).settings.get("data") for name in comparison.methods}:
-        if data is None:
-            raise ValueError("train: give data, the rows to train on")
+    for data in {cell.settings["data"] for cell in cells if cell.trains}:
         load_rows(data)
     for model in comparison.models:
         try:

@@ -215,6 +215,7 @@ def test_a_loss_that_is_not_finite_is_an_outcome(files, tmp_path):
         ({"models": ["nowhere/at-all"]}, "model nowhere/at-all: "),
         ({"models": None}, "name at least one of the models"),
         ({"miniature": {}}, "the miniature makes its own model"),
+        ({"train": {"max_steps": 1}}, "method RoSA: the following arguments are required: --data"),
         ({"decoding": {"batch_size": 0}}, "batch_size must be a whole number from 1, got 0"),
         ({"decoding": {"batch": 4}}, "decoding: unknown key batch; did you mean batch_size?"),
     ],
@@ -226,6 +227,15 @@ def test_faults_are_told_before_any_training(files, tmp_path, capsys, changes, m
     captured = capsys.readouterr().err
     assert re.search(message, captured), captured
     assert not results(tmp_path)
+
+
+def test_a_wrong_option_is_told_before_the_miniature_is_made(tmp_path, capsys):
+    settings = {"output": str(tmp_path / "out"), "seeds": [1], "miniature": {}, "methods": {"RoSA": {"rank": "many"}}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(SystemExit):
+        main(["compare", "--config", str(tmp_path / "c.yaml")])
+    assert "method RoSA: argument --rank: invalid int value: 'many'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_file_and_no_yaml(tmp_path, capsys):
