@@ -24,14 +24,18 @@ from rosa.inspection.figures import draw_k_ratio
 from rosa.miniature.make import SEEN_TASK
 
 ROOT = Path(__file__).parent.parent
-CONFIG = ROOT / "configs" / "miniature.yaml"
-KEPT = ROOT / "benchmarks" / "results" / "miniature" / OUTCOMES_NAME
-DOCUMENTS = {ROOT / "docs" / "results.md": ("found", "table", "rates", "run"), ROOT / "README.md": ("miniature",)}
+CONFIGS = {name: ROOT / "configs" / f"{name}.yaml" for name in ("miniature", "miniature_why")}
+KEPT = {name: ROOT / "benchmarks" / "results" / name / OUTCOMES_NAME for name in CONFIGS}
+DOCUMENTS = {
+    ROOT / "docs" / "results.md": ("found", "table", "rates", "run", "why"),
+    ROOT / "README.md": ("miniature",),
+}
 PICTURE = ROOT / "docs" / "results_k_ratio.png"
 
 
-def parts(comparison: Comparison, outcomes: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """The documents' generated parts by name."""
+def parts() -> dict[str, str]:
+    """The documents' generated parts by name, from what is kept."""
+    comparison, outcomes = kept("miniature")
     rows = summary(comparison, outcomes)
     return {
         "found": found(comparison, rows),
@@ -39,7 +43,13 @@ def parts(comparison: Comparison, outcomes: Sequence[dict[str, Any]]) -> dict[st
         "miniature": short_table(rows),
         "rates": rates_table(comparison, outcomes),
         "run": about(outcomes),
+        "why": markdown(summary(*kept("miniature_why"))).strip(),
     }
+
+
+def kept(name: str) -> tuple[Comparison, list[dict[str, Any]]]:
+    """A comparison's settings, and the outcomes that are kept of it."""
+    return load_comparison(CONFIGS[name]), read_outcomes(KEPT[name])
 
 
 def summary(comparison: Comparison, outcomes: Sequence[dict[str, Any]]) -> list[Summary]:
@@ -125,15 +135,15 @@ def main() -> None:
     parser.add_argument(
         "--save", action="store_true", help="keep the outcomes of the run in the configuration's output"
     )
-    comparison = load_comparison(CONFIG)
     if parser.parse_args().save:
-        KEPT.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(comparison.output / OUTCOMES_NAME, KEPT)
-    outcomes = read_outcomes(KEPT)
-    made = parts(comparison, outcomes)
+        for name, config in CONFIGS.items():
+            KEPT[name].parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(load_comparison(config).output / OUTCOMES_NAME, KEPT[name])
+    made = parts()
     for file, names in DOCUMENTS.items():
         text = fill(file.read_text(encoding="utf-8"), {name: made[name] for name in names})
         file.write_text(text, encoding="utf-8")
+    comparison, outcomes = kept("miniature")
     draw_k_ratio(k_ratio_points(comparison, summary(comparison, outcomes)), PICTURE)
 
 

@@ -56,7 +56,7 @@ def read_course(folder: str | os.PathLike) -> Course:
     selections = [found for entry in entries if (found := read_entry(entry)) is not None]
     if not selections:
         raise ValueError(
-            f"{path} logs no layer selection in {steps} steps: the run trained without it (--no_dls, dls=None), or "
+            f"{path} logs no layer selection in {steps} steps: the run trained without it (--dls false, dls=None), or "
             "ended before the first one (see --dls_interval and --dls_warmup_steps)"
         )
     return Course(selections[-1][1], steps, [made for made, _ in selections])

@@ -4,29 +4,29 @@ import pytest
 
 from benchmarks import miniature
 from benchmarks.report import fill
-from rosa.comparison.plan import load_comparison
-from rosa.comparison.report import read_outcomes
 from rosa.miniature.make import SEEN_TASK
 
 
 @pytest.fixture(scope="module")
 def comparison():
-    return load_comparison(miniature.CONFIG)
+    return miniature.kept("miniature")[0]
 
 
 @pytest.fixture(scope="module")
 def outcomes():
-    return read_outcomes(miniature.KEPT)
+    return miniature.kept("miniature")[1]
 
 
-def test_the_document_and_the_readme_have_what_the_outcomes_give(comparison, outcomes):
-    parts = miniature.parts(comparison, outcomes)
+def test_the_document_and_the_readme_have_what_the_outcomes_give():
+    parts = miniature.parts()
     for file, names in miniature.DOCUMENTS.items():
         text = file.read_text(encoding="utf-8")
         assert text == fill(text, {name: parts[name] for name in names}), "run `python -m benchmarks.miniature`"
 
 
-def test_every_cell_of_the_configuration_is_there_and_was_made_with_it(comparison, outcomes):
+@pytest.mark.parametrize("name", miniature.CONFIGS)
+def test_every_cell_of_the_configuration_is_there_and_was_made_with_it(name):
+    comparison, outcomes = miniature.kept(name)
     (model,) = {outcome["model"] for outcome in outcomes}
     tested = {(o["method"], o["settings"].get("seed")): o["settings"] for o in outcomes}
     for method in comparison.methods:
