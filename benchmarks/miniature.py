@@ -132,9 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.miniature", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--save", action="store_true", help="keep the outcomes of the run in the configuration's output"
-    )
+    parser.add_argument("--save", action="store_true", help="keep the outcomes of both runs first")
     if parser.parse_args().save:
         for name, config in CONFIGS.items():
             KEPT[name].parent.mkdir(parents=True, exist_ok=True)
