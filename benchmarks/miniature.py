@@ -1,13 +1,19 @@
-"""From the outcomes of the miniature comparison to docs/results.md.
+"""From the outcomes of the miniature comparisons to docs/results.md and the README.
 
-rosa compare --config configs/miniature.yaml --jobs 2     runs it
-python -m benchmarks.miniature --save                     keeps its outcomes in benchmarks/results
-python -m benchmarks.miniature                            writes the document's tables and picture from what is kept
+    rosa compare --config configs/miniature.yaml --jobs 2          every method, tuned alike
+    rosa compare --config configs/miniature_why.yaml --jobs 2      what holds RoSA back
+    rosa inspect --model runs/miniature/miniature/base-* --data runs/miniature/miniature/data-*/train.json \\
+        --batch-size 64 --output runs/miniature/inspection         where the base's activations are
+    python -m benchmarks.miniature --save                          keeps what came out in benchmarks/results
+    python -m benchmarks.miniature                                 writes tables and picture from what is kept
+
+The commands run in this order, in the repository's folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +32,9 @@ from rosa.miniature.make import SEEN_TASK
 ROOT = Path(__file__).parent.parent
 CONFIGS = {name: ROOT / "configs" / f"{name}.yaml" for name in ("miniature", "miniature_why")}
 KEPT = {name: ROOT / "benchmarks" / "results" / name / OUTCOMES_NAME for name in CONFIGS}
+ENERGY = KEPT["miniature"].with_name("energy_share.csv")
 DOCUMENTS = {
-    ROOT / "docs" / "results.md": ("found", "table", "rates", "run", "why"),
+    ROOT / "docs" / "results.md": ("found", "table", "rates", "run", "why", "energy"),
     ROOT / "README.md": ("miniature",),
 }
 PICTURE = ROOT / "docs" / "results_k_ratio.png"
@@ -44,6 +51,7 @@ def parts() -> dict[str, str]:
         "rates": rates_table(comparison, outcomes),
         "run": about(outcomes),
         "why": markdown(summary(*kept("miniature_why"))).strip(),
+        "energy": energy_table(),
     }
 
 
@@ -95,6 +103,15 @@ def rates_table(comparison: Comparison, outcomes: Sequence[dict[str, Any]]) -> s
     return markdown_table(["method", *(f"{rate:g}" for rate in comparison.learning_rates)], body)
 
 
+def energy_table() -> str:
+    """The share of the base's activation energy in its low-frequency pairs, all layers together."""
+    with open(ENERGY, encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["layer"] == "all"]
+    columns = ("uniform", "queries", "keys")
+    body = [[row["r_low"], *(f"{100 * float(row[name]):.1f} %" for name in columns)] for row in rows]
+    return markdown_table(("last r_low of the pairs", "if spread evenly", "queries", "keys"), body)
+
+
 def about(outcomes: Sequence[dict[str, Any]]) -> str:
     """The machine and the packages of the run, and its size."""
     devices = sorted({outcome["device"] for outcome in outcomes})
@@ -132,11 +149,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.miniature", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--save", action="store_true", help="keep the outcomes of both runs first")
+    parser.add_argument("--save", action="store_true", help="keep what came out of the runs first")
     if parser.parse_args().save:
         for name, config in CONFIGS.items():
             KEPT[name].parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(load_comparison(config).output / OUTCOMES_NAME, KEPT[name])
+        shutil.copyfile(load_comparison(CONFIGS["miniature"]).output / "inspection" / ENERGY.name, ENERGY)
     made = parts()
     for file, names in DOCUMENTS.items():
         text = fill(file.read_text(encoding="utf-8"), {name: made[name] for name in names})
