@@ -95,6 +95,8 @@ def _signed(value: Spread, plus_minus: str) -> str:
 def _caption(rows: Sequence[Summary]) -> str:
     counts = sorted({row.finished for row in rows if row.learning_rate is not None})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    if counts == [1]:
+        return "Accuracy in percent, of one seed; the difference is to the baseline with the highest micro-average."
     return (
         f"Accuracy in percent, mean and standard deviation over {seeds} seeds; the difference to the baseline with the "
         "highest micro-average is the mean over seeds with its 95 % interval, and p that of a paired t-test."
