@@ -20,6 +20,7 @@ from rosa.finetune import finetune
 from rosa.finetune_arguments import parse
 from rosa.methods import load_trained, resumes, trainable
 from rosa.tasks import find_tasks, load_test_rows
+from rosa.trainer import last_checkpoint
 
 RESULT_NAME, TRAINING_NAME, LOG_NAME = "result.json", "training.json", "log.txt"
 PACKAGES = ("torch", "transformers", "peft")
@@ -69,7 +70,8 @@ def _trained(cell: Cell) -> tuple[dict[str, Any], PreTrainedModel | None]:
     if done is not None:
         return done, None
     job, _ = parse(cell.arguments)
-    job, args = parse([*cell.arguments, "--resume" if resumes(job.method) else "--overwrite"])
+    goes_on = resumes(job.method) and last_checkpoint(cell.folder) is not None
+    job, args = parse([*cell.arguments, "--resume" if goes_on else "--overwrite"])
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer = finetune(job, args)

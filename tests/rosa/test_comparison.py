@@ -171,6 +171,17 @@ def test_a_cell_that_was_trained_already_is_only_tested(files, tmp_path):
     assert (folder / "adapter_model.safetensors").stat().st_mtime_ns == weights
 
 
+def test_a_cell_that_died_between_its_adapter_and_its_record_is_trained_again(files, tmp_path):
+    train = {**SETTINGS["train"], "data": str(files / "rows.json"), "save_strategy": "no"}
+    config = write(tmp_path, files, seeds=[1], methods={"LN tuning": {"method": "ln_tuning"}}, train=train)
+    main(["compare", "--config", str(config)])
+    folder = tmp_path / "out" / "cells" / "base" / "LN-tuning" / "seed-1"
+    for name in ("result.json", "training.json"):
+        (folder / name).unlink()
+    main(["compare", "--config", str(config)])
+    assert json.loads((folder / "result.json").read_text())["steps"] == 4
+
+
 def test_a_cell_that_fails_leaves_the_finished_ones_and_names_itself(files, tmp_path, capsys):
     config = write(tmp_path, files, seeds=[1])
     blocked = tmp_path / "out" / "cells" / "base" / "LoRA" / "seed-1" / "predictions"
