@@ -116,7 +116,7 @@ def test_a_run_without_selections_is_an_error(make_trainer, tmp_path):
     trainer = make_trainer(dls={"interval": 40})
     trainer.train()
     trainer.save_state()
-    with pytest.raises(ValueError, match="trainer_state.json logs no layer selection in 13 steps.*--no_dls"):
+    with pytest.raises(ValueError, match="trainer_state.json logs no layer selection in 13 steps.*--dls false"):
         read_course(tmp_path / "run")
     assert any(isinstance(callback, LogSelections) for callback in trainer.callback_handler.callbacks)
 
