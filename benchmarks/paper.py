@@ -14,7 +14,6 @@ import argparse
 import functools
 import math
 import os
-import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,11 +25,11 @@ if __name__ == "__main__":
     os.environ.setdefault("ROSA_BACKEND", "triton")
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from benchmarks import scaling
+from benchmarks import scaling, static
 from benchmarks.presets import PRESETS, QWEN
 from benchmarks.report import fill
 from rosa.decoder import decoder_layers
@@ -158,13 +157,6 @@ def percentages() -> dict[str, list[float]]:
     }
 
 
-class _Saved:
-    """A tensor saved for backward, alive as long as the graph holds it."""
-
-    def __init__(self, tensor: Tensor):
-        self.tensor = tensor
-
-
 @functools.cache
 def saved(name: str, method: str, rows: int, length: int, *, frozen: bool = False) -> int:
     """Bytes that a decoder layer saves for backward, without gradient checkpointing and without padding.
@@ -180,22 +172,11 @@ def saved(name: str, method: str, rows: int, length: int, *, frozen: bool = Fals
     if frozen:
         layer.requires_grad_(False)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    held: weakref.WeakSet[_Saved] = weakref.WeakSet()
-
-    def pack(tensor: Tensor) -> _Saved:
-        held.add(kept := _Saved(tensor))
-        return kept
-
     with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16):
         layer.to_empty(device="cpu")
-        weights = {p.untyped_storage()._cdata for p in layer.parameters()}
         hidden_states = torch.empty(rows, length, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
         cos, sin = torch.empty(2, 1, length, width, dtype=torch.bfloat16).unbind()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
-            out = layer(hidden_states, position_embeddings=(cos.clone(), sin.clone()), attention_mask=None)
-        storages = {s._cdata: s.nbytes() for s in (kept.tensor.untyped_storage() for kept in held)}
-        del out  # the graph, until now
-    return sum(nbytes for storage, nbytes in storages.items() if storage not in weights)
+        return static.forward(layer, hidden_states, (cos.clone(), sin.clone()))[1]
 
 
 def state(name: str, method: str) -> int:

@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Qwen2Config
+from transformers import AutoModel, Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model, apply_rotary_pos_emb
 
 import rosa
@@ -37,8 +38,8 @@ SHAPE = dict(
     vocab_size=8, hidden_size=3584, intermediate_size=18944, num_hidden_layers=1, num_attention_heads=28,
     num_key_value_heads=4, attn_implementation="sdpa",
 )  # fmt: skip
-# Operators that launch nothing although they are no views of their inputs.
-FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach"}
+# Operators that launch nothing although they are no views of their inputs; and the question for a tensor's device.
+FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "device"}
 
 
 class Cost(NamedTuple):
@@ -78,31 +79,38 @@ class _Saved:
         self.tensor = tensor
 
 
-def measure(
-    layer: nn.Module, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor]
-) -> tuple[int, int, int]:
-    """Launches forward, launches backward and bytes saved of one pass through a decoder layer.
+def forward(layer: nn.Module, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
+    """One pass through a decoder layer: its output, and the bytes that its graph saves, parameters aside.
 
     Args:
         layer (nn.Module): a decoder layer of transformers.
         hidden_states (Tensor): its input `[batch, seq, hidden_size]`, which requires gradients.
         position_embeddings (tuple of Tensor): cos and sin `[1, seq, head_dim]`.
     """
-    parameters = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+    parameters = {p.untyped_storage()._cdata for p in layer.parameters()}
     held: weakref.WeakSet[_Saved] = weakref.WeakSet()
 
     def pack(t: Tensor) -> _Saved:
         held.add(saved := _Saved(t))
         return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor), _Launches() as forward:
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
         out = layer(hidden_states, position_embeddings=position_embeddings, attention_mask=None)
     # What belongs to a part of the graph that was dropped again is no longer held.
-    storages = {s.data_ptr(): s.nbytes() for s in (saved.tensor.untyped_storage() for saved in held)}
+    storages = {s._cdata: s.nbytes() for s in (saved.tensor.untyped_storage() for saved in held)}
+    return out, sum(n for storage, n in storages.items() if storage not in parameters)
+
+
+def measure(
+    layer: nn.Module, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor]
+) -> tuple[int, int, int]:
+    """Launches forward, launches backward and bytes saved of one pass; the arguments are those of `forward`."""
+    with _Launches() as there:
+        out, saved_bytes = forward(layer, hidden_states, position_embeddings)
     direction = torch.ones_like(out)
-    with _Launches() as backward:
+    with _Launches() as back:
         out.backward(direction)
-    return forward.count, backward.count, sum(n for pointer, n in storages.items() if pointer not in parameters)
+    return there.count, back.count, saved_bytes
 
 
 def frozen(model: Qwen2Model) -> None:
@@ -158,18 +166,23 @@ LAYERS: dict[str, Callable[[Qwen2Model], None]] = {
 
 def cost(adapt: Callable[[Qwen2Model], None]) -> Cost:
     """The cost of a layer of Qwen2.5-7B shape after `adapt`."""
-    torch.manual_seed(0)
-    model = Qwen2Model(Qwen2Config(**SHAPE)).to(torch.bfloat16).requires_grad_(False).train()
-    adapt(model)
-    passes = []
-    for tokens in TOKENS:
-        hidden_states = torch.randn(1, tokens, SHAPE["hidden_size"], dtype=torch.bfloat16, requires_grad=True)
-        rotary = model.rotary_emb(hidden_states, torch.arange(tokens)[None])
-        model.zero_grad()
-        passes.append(measure(model.layers[0], hidden_states, rotary))
-    (forward, backward, few), (_, _, many) = passes
+    with torch.device("meta"):
+        model = AutoModel.from_config(Qwen2Config(**SHAPE), dtype=torch.bfloat16).requires_grad_(False).train()
+        adapt(model)
+    # Tensors without numbers: the same operators, and no arithmetic.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        passes = [_pass(model, tokens) for tokens in TOKENS]
+    (there, back, few), (_, _, many) = passes
     per_token = (many - few) // (TOKENS[1] - TOKENS[0])
-    return Cost(forward, backward, per_token, few - per_token * TOKENS[0])
+    return Cost(there, back, per_token, few - per_token * TOKENS[0])
+
+
+def _pass(model: Qwen2Model, tokens: int) -> tuple[int, int, int]:
+    hidden_states = torch.empty(1, tokens, model.config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
+    rotary = model.rotary_emb(hidden_states, torch.arange(tokens)[None])
+    model.zero_grad()
+    return measure(model.layers[0], hidden_states, rotary)
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ def test_two_layers_tell_what_all_layers_have(method):
 
 
 @in_the_interpreter
-def test_saved_bytes_are_those_that_were_counted_on_real_tensors():
+def test_saved_bytes_are_those_that_were_counted():
     counted = {row["provider"]: row["saved_per_token"] for row in read(COUNTED).rows}
     a_token = {frozen: paper.saved("Qwen2.5-7B", "RoSA", 1, 32, frozen=frozen) / 32 for frozen in (False, True)}
     assert a_token == {False: counted["RoSA"], True: counted["RoSA, frozen by DLS"]}

@@ -1,8 +1,13 @@
 """The counted cost of a layer: what holds now, beside the frozen layer and peft's LoRA in the same run."""
 
 import pytest
+import torch
+from transformers import AutoModel, Qwen2Config
 
-from benchmarks.static import LAYERS, cost
+from benchmarks import static
+from benchmarks.static import LAYERS, cost, measure
+
+SMALL = dict(static.SHAPE, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)
 
 
 @pytest.fixture(scope="module")
@@ -10,8 +15,7 @@ def costs():
     """The costs by name, with the kernels as launches; in the interpreter where there is no GPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROSA_BACKEND", "triton")
-        names = [name for name in LAYERS if not name.startswith("DoRA")]  # which takes half a minute
-        return {name: cost(LAYERS[name]) for name in names}
+        return {name: cost(adapt) for name, adapt in LAYERS.items()}
 
 
 def test_launches(costs):
@@ -31,3 +35,15 @@ def test_saved_bytes(costs):
     assert costs["RoSA"].saved_besides == costs["RoSA, frozen by DLS"].saved_besides == 0  # no copies of weights
     for name in ("RoSA, naive PyTorch", "LoRA r=16, all linears (peft)"):
         assert costs["RoSA"].saved_per_token < costs[name].saved_per_token
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_tensors_without_numbers_cost_what_real_ones_do(name, monkeypatch):
+    monkeypatch.setenv("ROSA_BACKEND", "triton")
+    monkeypatch.setattr(static, "SHAPE", SMALL)
+    model = AutoModel.from_config(Qwen2Config(**SMALL), dtype=torch.bfloat16).requires_grad_(False).train()
+    LAYERS[name](model)
+    hidden_states = torch.randn(1, 16, 64, dtype=torch.bfloat16, requires_grad=True)
+    found = measure(model.layers[0], hidden_states, model.rotary_emb(hidden_states, torch.arange(16)[None]))
+    counted = cost(LAYERS[name])
+    assert found == (counted.forward, counted.backward, 16 * counted.saved_per_token + counted.saved_besides)
