@@ -328,8 +328,9 @@ def test_diverged_seeds_are_counted_and_not_averaged(comparison, outcomes):
     broken = {**outcome("RoSA", 3, 0), "diverged": "the loss is nan"}
     del broken["tasks"]
     comparison = replace(comparison, seeds=(0, 1, 2, 3))
-    row = summarise(comparison, "m", [*outcomes, broken], ["a", "b"])[0]
+    row = summarise(comparison, "m", [*outcomes, broken, outcome("LoRA", 3, 10)], ["a", "b"])[0]
     assert (row.finished, row.diverged) == (3, 1)
+    assert row.difference.mean == pytest.approx(100 * (1 + 2 + 1) / 40 / 3)  # of the seeds that both have
     assert "RoSA (1 diverged)" in markdown([row])
 
 
