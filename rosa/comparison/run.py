@@ -62,7 +62,8 @@ def best_rates(outcomes: Sequence[dict[str, Any]]) -> dict[tuple[str, str], floa
     losses: dict[tuple[str, str], dict[float, float]] = {}
     for outcome in outcomes:
         by_rate = losses.setdefault((outcome["model"], outcome["method"]), {})
-        by_rate[outcome["settings"]["learning_rate"]] = outcome.get("validation_loss", math.inf)
+        loss = outcome.get("validation_loss", math.inf)
+        by_rate[outcome["settings"]["learning_rate"]] = math.inf if math.isnan(loss) else loss
     return {key: min(by_rate, key=by_rate.get) for key, by_rate in losses.items()}
 
 

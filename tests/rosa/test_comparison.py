@@ -345,7 +345,8 @@ def test_a_gpus_speed_and_memory_have_columns(comparison, outcomes):
 
 def test_a_diverged_learning_rate_is_never_the_best():
     about = {"model": "m", "method": "RoSA"}
-    tried = [{"settings": {"learning_rate": 0.1}, "diverged": "nan"}]
+    tried = [{"settings": {"learning_rate": 1.0}, "validation_loss": float("nan")}]
+    tried += [{"settings": {"learning_rate": 0.1}, "diverged": "nan"}]
     tried += [{"settings": {"learning_rate": 0.01}, "validation_loss": 3.0}]
     assert best_rates([about | outcome for outcome in tried]) == {("m", "RoSA"): 0.01}
 
