@@ -31,6 +31,7 @@ class BaseRecipe:
     intermediate_size: int = 256
     initializer_range: float = 0.09  # the usual 0.02 suits wide models; at this width it costs twice the steps
     max_position_embeddings: int = 256
+    rope_theta: float = 10_000.0
     schedule: Schedule = field(default_factory=lambda: Schedule(steps=800, batch_size=32, learning_rate=1.5e-3))
 
 
@@ -103,9 +104,10 @@ def _train_base(rows: Sequence[dict], recipe: BaseRecipe, seed: int, folder: Pat
 
 
 def _config(recipe: BaseRecipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
-    shape = {name: value for name, value in asdict(recipe).items() if name != "schedule"}
+    shape = {name: value for name, value in asdict(recipe).items() if name not in ("rope_theta", "schedule")}
     return Qwen2Config(
         **shape,
+        rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
         vocab_size=len(tokenizer),
         tie_word_embeddings=True,
         bos_token_id=None,

@@ -16,51 +16,84 @@ import pytest
 from rosa.data import load_rows, tokenize
 from rosa.miniature.base import BaseRecipe
 from rosa.miniature.make import MiniatureRecipe, make
-from rosa.miniature.problems import SEEN as SEEN_PROBLEMS
-from rosa.miniature.skills import OPTIONS, SEEN, UNSEEN, WORDS, draw_rows
+from rosa.miniature.skills import OPTIONS, SEEN, TRUTHS, UNSEEN, WORDS, draw_rows
 from rosa.miniature.training import Schedule
 
 BOTH = {**SEEN, **UNSEEN}
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "head_dim": 16, "intermediate_size": 32}
 BASE = BaseRecipe(**SHAPE, schedule=Schedule(steps=2, batch_size=4, learning_rate=1e-3))
-RECIPE = MiniatureRecipe(BASE, base_rows=60, train_rows=40, test_rows=10)
+RECIPE = MiniatureRecipe(BASE, base_rows=60, train_rows=40, test_rows=10, seen_rows=20)
 
 
 def numbers(text):
     return [int(number) for number in re.findall(r"\d+", text)]
 
 
-def after(text, mark):
-    return text.partition(mark)[2].split()
-
-
-def listed(question, mark):
-    """The words of the list that follows the mark: known words, none twice."""
-    words = after(question, mark)
+def checked(text):
+    """The words of a list: known ones, none twice."""
+    words = text.split()
     assert words and set(words) <= set(WORDS) and len(set(words)) == len(words)
     return words
 
 
+def listed(question, mark):
+    """The words of the list that follows the mark."""
+    return checked(question.partition(mark)[2])
+
+
 def options(question):
-    return re.search(r"Option1: (.*) Option2: (.*)$", question).groups()
+    one, two = re.search(r"Option1: (.*) Option2: (.*)$", question).groups()
+    lists = checked(one), checked(two)
+    assert len(lists[0]) != len(lists[1]) and not set(lists[0]) & set(lists[1])
+    return lists
+
+
+def option(meant):
+    """A solver: the option of which `meant(words, about)` is true; about is the word before the question mark."""
+
+    def solve(question):
+        about = re.search(r"(\w+)( words)?\?", question).group(1)
+        one, two = (meant(words, about) for words in options(question))
+        assert one != two
+        return OPTIONS[two]
+
+    return solve
 
 
 def which_is_longer(question):
-    one, other = (len(words.split()) for words in options(question))
-    assert one != other
-    return OPTIONS[other > one]
+    one, two = map(len, options(question))
+    return OPTIONS[two > one]
+
+
+def truth(candidates):
+    """A solver: whether the word in question is among the candidates of the list."""
+
+    def solve(question):
+        word = question.split()[1]
+        assert word in WORDS
+        return TRUTHS[word not in candidates(listed(question, "? "))]
+
+    return solve
 
 
 # Each answer from the question alone.
 SOLVERS = {
-    "copy": lambda q: " ".join(listed(q, "words: ")),
-    "reverse": lambda q: " ".join(listed(q, "backwards: ")[::-1]),
-    "first": lambda q: listed(q, "word? ")[0],
-    "last": lambda q: listed(q, "word? ")[-1],
-    "count": lambda q: str(len(listed(q, "there? "))),
-    "backwards_rest": lambda q: " ".join(reversed(listed(q, "the first: ")[1:])),
-    "ends": lambda q: " ".join(listed(q, "word? ")[:: len(listed(q, "word? ")) - 1]),
+    "copy": lambda q: listed(q, "words: "),
+    "rest": lambda q: listed(q, "without the first: ")[1:],
+    "reverse": lambda q: reversed(listed(q, "backwards: ")),
+    "backwards_most": lambda q: reversed(listed(q, "backwards, without the last: ")[:-1]),
+    "first": lambda q: [listed(q, "first word? ")[0]],
+    "last": lambda q: [listed(q, "last word? ")[-1]],
+    "first_second": lambda q: listed(q, "first and the second word? ")[:2],
+    "count": lambda q: [str(len(listed(q, "there? ")))],
+    "is_first": truth(lambda words: words[:1]),
+    "is_last": truth(lambda words: words[-1:]),
+    "begins": option(lambda words, about: words[0] == about),
+    "has_count": option(lambda words, about: len(words) == int(about)),
+    "backwards_rest": lambda q: reversed(listed(q, "backwards, without the first: ")[1:]),
+    "ends": lambda q: [listed(q, "first and the last word? ")[i] for i in (0, -1)],
     "longer": which_is_longer,
+    "contains": truth(lambda words: words),
 }
 
 
@@ -77,8 +110,9 @@ def read(path):
 def test_every_answer_follows_from_its_question(name):
     rows = draw_rows({name: BOTH[name]}, 300, random.Random(0))
     for row in rows:
-        assert row["answer"] == SOLVERS[name](row["instruction"]), row
         choice = isinstance(BOTH[name].form, tuple)
+        solved = SOLVERS[name](row["instruction"])
+        assert row["answer"] == (solved if choice else f"the answer is {' '.join(solved)}"), row
         assert row["output"] == ("the correct answer is " if choice else "") + row["answer"]
         assert row["input"] == ""
     if isinstance(BOTH[name].form, tuple):
@@ -113,9 +147,15 @@ def test_the_unseen_problem_adds_what_both_have():
 
 
 def test_no_skill_is_seen_and_unseen_and_no_name_is_given_twice():
-    one_step = {name for name, kind in SEEN_PROBLEMS.items() if len(kind.steps) == 1}
-    assert set(BOTH) == {*SOLVERS, *one_step, "sum", "difference", "together_fewer"}
-    assert not set(SEEN) & set(UNSEEN) and not set(SOLVERS) & one_step
+    assert set(BOTH) == {*SOLVERS, "one_step", "two_steps", "sum", "difference", "together_fewer"}
+    assert not set(SEEN) & set(UNSEEN)
+
+
+def test_every_form_of_answer_is_seen():
+    assert {skill.form for skill in SEEN.values()} == {skill.form for skill in UNSEEN.values()}
+
+
+def test_no_word_is_named_twice():
     assert len(set(WORDS)) == len(WORDS)
 
 
@@ -162,7 +202,7 @@ def test_no_test_row_is_trained_on(miniature, tmp_path, monkeypatch):
     assert len({row["instruction"] for row in train}) == len(train)
     for name in miniature.tasks:
         test = {row["instruction"] for row in read(data_dir / name / "test.json")}
-        assert len(test) == RECIPE.test_rows
+        assert len(test) == (RECIPE.seen_rows if name == "seen" else RECIPE.test_rows)
         assert not test & {row["instruction"] for row in train} and not test & trained_on
 
 
@@ -199,7 +239,7 @@ def test_a_killed_run_leaves_nothing_that_a_later_one_takes_for_whole(tmp_path):
     long = replace(BASE, schedule=replace(BASE.schedule, steps=1_000_000))
     code = (
         "from rosa.miniature.make import *; from pathlib import Path\n"
-        f"make(Path({str(tmp_path)!r}), MiniatureRecipe({long!r}, 60, 40, 10))"
+        f"make(Path({str(tmp_path)!r}), MiniatureRecipe({long!r}, 60, 40, 10, 20))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=os.environ | {"HF_HUB_OFFLINE": "1"}
