@@ -63,6 +63,7 @@ def finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTraine
         model,
         args,
         dls=job.layer_selection(args.seed),
+        norm_learning_rate=job.norm_learning_rate,
         train_dataset=train_data,
         eval_dataset=val_data,
         data_collator=DataCollatorForSeq2Seq(tokenizer),

@@ -52,6 +52,7 @@ class FinetuneArguments:
     alpha: float = _option(RosaConfig.alpha, "strength of the enhancement")
     rank: int = _option(RosaConfig.rank, "inner size of the low-rank projections")
     train_norms: bool = _option(RosaConfig.train_norms, "train the norms of the adapted layers")
+    norm_learning_rate: float | None = _option(None, "learning rate of the norms; default: --learning_rate")
     layers: list[int] | None = field(default=None, metadata={"help": "indices of the decoder layers to adapt, from 0"})
     adapter_dtype: Literal[ADAPTER_DTYPES] = _option(RosaConfig.adapter_dtype, "dtype of the adapter's parameters")
 

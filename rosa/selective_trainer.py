@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
+from rosa.decoder import decoder_layers
 from rosa.selection import DynamicLayerSelection
 from rosa.selection_log import LogSelections
 from rosa.zero import check_optimizer_is_used, layer_groups
@@ -27,13 +28,16 @@ class SelectiveTrainer(Trainer):
         dls (mapping or None): keyword arguments of DynamicLayerSelection, which has the paper's defaults; None trains
             every layer at every step. With `torch_compile=True` and mode "skip" each decoder layer is compiled on its
             own.
+        norm_learning_rate (float, optional): the learning rate of the decoder layers' norms, which follows the schedule
+            too; None gives them that of all else.
         **kwargs: Trainer's other arguments.
 
     Attributes:
         layer_selection (DynamicLayerSelection or None): the wrapped optimizer, once training has begun.
 
     Raises:
-        ValueError: DeepSpeed is configured for an optimizer of its own.
+        ValueError: `norm_learning_rate` is not above 0, or DeepSpeed is configured for an optimizer of its own; when
+            training begins, norms that do not train were given a learning rate.
     """
 
     def __init__(
@@ -42,9 +46,12 @@ class SelectiveTrainer(Trainer):
         args: TrainingArguments | None = None,
         *,
         dls: Mapping[str, Any] | None = None,
+        norm_learning_rate: float | None = None,
         **kwargs: Any,
     ):
-        self.dls = dls
+        if norm_learning_rate is not None and norm_learning_rate <= 0:
+            raise ValueError(f"norm_learning_rate must be above 0, got {norm_learning_rate}")
+        self.dls, self.norm_learning_rate = dls, norm_learning_rate
         super().__init__(model, args, **kwargs)
         if self.is_deepspeed_enabled and dls is not None:
             check_optimizer_is_used(self.accelerator.state.deepspeed_plugin.deepspeed_config)
@@ -82,6 +89,9 @@ class SelectiveTrainer(Trainer):
             # With gradient checkpointing, transformers lets the embeddings' output require gradients. Only reentrant
             # checkpoints need that, and with it backward could not stop at the lowest layer that trains.
             self.model.disable_input_require_grads()
+        if self.norm_learning_rate is not None:
+            groups = _with_norms_apart(self.model, self.optimizer.param_groups, self.norm_learning_rate)
+            self.optimizer.param_groups = groups
         if self.dls is not None and self.layer_selection is None:
             if self.is_deepspeed_enabled:
                 self.optimizer.param_groups = layer_groups(self.model, self.optimizer.param_groups)
@@ -98,6 +108,20 @@ class SelectiveTrainer(Trainer):
                 "checkpoint stays. Usual causes: a learning rate too high, or rows in which every label is masked"
             )
         return loss
+
+
+def _with_norms_apart(model: nn.Module, groups: Sequence[dict[str, Any]], rate: float) -> list[dict[str, Any]]:
+    """Param groups in which the decoder layers' norms have a learning rate of their own. They stand last: Trainer logs
+    the rate of the first."""
+    norms = {id(p) for layer in decoder_layers(model) for norm in layer.norms.values() for p in norm.parameters()}
+
+    def part(group: dict[str, Any], *, of_norms: bool) -> dict[str, Any]:
+        return group | {"params": [p for p in group["params"] if (id(p) in norms) == of_norms]}
+
+    apart = [part(group, of_norms=True) | {"lr": rate} for group in groups]
+    if not any(group["params"] for group in apart):
+        raise ValueError(f"norm_learning_rate is {rate}, but no norm of the decoder layers trains: leave it out")
+    return [group for group in (*(part(group, of_norms=False) for group in groups), *apart) if group["params"]]
 
 
 def _has_reentrant_checkpoints(model: nn.Module) -> bool:

@@ -42,7 +42,7 @@ class RosaTrainer(SelectiveTrainer):
         dls (mapping or None): keyword arguments of DynamicLayerSelection, which has the paper's defaults; None trains
             every layer at every step. With `torch_compile=True` and mode "skip" each decoder layer is compiled on its
             own.
-        **kwargs: Trainer's other arguments.
+        **kwargs: SelectiveTrainer's and Trainer's other arguments.
 
     Attributes:
         layer_selection (DynamicLayerSelection or None): the wrapped optimizer, once training has begun.

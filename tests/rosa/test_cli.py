@@ -245,6 +245,17 @@ def test_options_reach_the_adapter_and_the_trainer(base, data, tmp_path):
     assert (args.seed, args.lr_scheduler_type, args.learning_rate) == (7, "linear", 2e-2)
 
 
+def test_norms_take_the_learning_rate_that_is_given_for_them(base, data, tmp_path):
+    options = (
+        "--max_steps 1 --lr_scheduler_type constant --warmup_steps 0 --norm_learning_rate 0.5 --learning-rate 1e-9"
+    )
+    main(train_args(base, data, tmp_path, *options.split()))
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    norms = {name: tensor for name, tensor in tensors.items() if "layernorm" in name}
+    assert len(norms) == 4 and all((tensor - 1).abs().max() > 0.4 for tensor in norms.values())
+    assert all(tensor.abs().max() < 1e-6 for name, tensor in tensors.items() if name.endswith(".up"))
+
+
 def test_tokenizer_without_pad_token_pads_with_eos(base, data, tmp_path):
     folder = shutil.copytree(base, tmp_path / "base")
     tiny_tokenizer([row["instruction"] for row in ROWS], vocab_size=300, pad=False).save_pretrained(folder)

@@ -49,6 +49,40 @@ def test_the_loss_falls_and_only_the_adapter_moves(make_trainer):
     assert {name for name, p in trainer.model.named_parameters() if p.requires_grad} == trainable
 
 
+@pytest.mark.parametrize("dls", [{}, {"mode": "mask"}])
+def test_the_norms_can_have_a_learning_rate_of_their_own(make_trainer, dls):
+    trainer = make_trainer(steps=4, dls=dls, norm_learning_rate=0.1, arguments={"lr_scheduler_type": "linear"})
+    before = values(trainer.model)
+    trainer.train()
+    moved = {name: (value - before[name]).abs().max() for name, value in values(trainer.model).items()}
+    norms = {name for name in moved if "layernorm" in name}
+    assert len(norms) == 8
+    # Adam's steps are as large as its rate: together 2.5 times the first.
+    assert all(0.1 < moved[name] < 0.3 for name in norms)
+    assert all(moved[name] < 0.03 for name in moved.keys() - norms)
+    assert trainer.state.log_history[0]["learning_rate"] == 1e-2
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [0, 0]
+
+
+def test_a_run_with_two_learning_rates_resumes_to_the_same(make_trainer, tmp_path, make_patched):
+    whole = make_trainer(norm_learning_rate=0.1)
+    whole.train()
+    resumed = make_trainer(norm_learning_rate=0.1, model=make_patched())
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-8"))
+    assert equal(values(whole.model), values(resumed.model))
+
+
+def test_a_learning_rate_of_norms_that_do_not_train_is_an_error(make_trainer, make_patched):
+    trainer = make_trainer(
+        norm_learning_rate=0.1, model=make_patched(config=rosa.RosaConfig(rank=4, train_norms=False))
+    )
+    with pytest.raises(ValueError, match="norm_learning_rate is 0.1, but no norm of the decoder layers trains"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    with pytest.raises(ValueError, match="norm_learning_rate must be above 0, got 0"):
+        make_trainer(norm_learning_rate=0)
+
+
 def test_selections_are_logged(make_trainer):
     trainer = make_trainer()
     trainer.train()
