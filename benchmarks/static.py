@@ -13,7 +13,7 @@ import os
 import weakref
 
 if __name__ == "__main__":
-    # The launches are counted, not timed: without a GPU they run in the interpreter.
+    # The launches are counted, and none takes place: no GPU is needed for the kernels to be chosen.
     os.environ.setdefault("TRITON_INTERPRET", "1")
     os.environ.setdefault("ROSA_BACKEND", "triton")
 
