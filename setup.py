@@ -19,6 +19,7 @@ setup(
         "transformers>=5.17",
         "safetensors>=0.5",
         "huggingface_hub>=1.0",
+        "filelock>=3.20",
     ],
     extras_require={
         "train": ["accelerate>=1.10", "datasets>=4.0", "peft>=0.18", "matplotlib>=3.8", "scipy>=1.11"],

@@ -1,0 +1,65 @@
+"""Digests by which a result knows what it was made with: 16 hexadecimal digits of SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What a model and its tokenizer are read from; not a README beside them, for example.
+_OF_A_MODEL = {".safetensors", ".bin", ".json", ".model", ".txt", ".jinja", ".gguf"}
+
+
+def digest(value: Any) -> str:
+    """Of a value that JSON can hold; the order of a mapping's keys does not count."""
+    return _short(hashlib.sha256(json.dumps(value, sort_keys=True).encode()))
+
+
+def file_digest(path: Path) -> str:
+    """Of a file's bytes."""
+    content = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            content.update(block)
+    return _short(content)
+
+
+def base_digest(name: str) -> str:
+    """Of a base model with its tokenizer: of the contents of all files in its folder that they are read from; of one on
+    the hub its commit.
+
+    Args:
+        name (str): folder or Hub name.
+
+    Raises:
+        OSError, ValueError: it is not there.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        files = sorted(path for path in folder.iterdir() if path.suffix in _OF_A_MODEL and path.is_file())
+        with ThreadPoolExecutor() as pool:  # hashing lets go of Python's lock
+            return digest([(path.name, found) for path, found in zip(files, pool.map(file_digest, files), strict=True)])
+    from transformers import AutoConfig
+
+    return digest([name, AutoConfig.from_pretrained(name)._commit_hash])
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of all by which a tokenizer turns text into tokens and back."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        rules: Any = sorted(tokenizer.get_vocab().items())
+    else:
+        # Padding and truncation are those of the last call.
+        rules = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")}
+    special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    return digest([type(tokenizer).__name__, rules, special])
+
+
+def _short(content: Any) -> str:
+    return content.hexdigest()[:16]
