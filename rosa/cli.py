@@ -17,6 +17,9 @@ COMMANDS = {
     "info": "show versions, GPUs and kernel backends",
 }
 
+OWN = ("rosa", "rosa_kernels")
+EXTRA = ("accelerate", "datasets", "peft", "matplotlib", "scipy", "yaml", "tqdm")
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run `rosa COMMAND ...`.
@@ -25,7 +28,8 @@ def main(argv: list[str] | None = None) -> None:
         argv (list of str, optional): the arguments; None takes the process's own.
 
     Raises:
-        SystemExit: 2 for wrong arguments, 1 for an error of the user's data, model or files, told in one line.
+        SystemExit: 2 for wrong arguments; 1 for an error of the user's data, model or files, told in one line; 130 for
+            Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser("rosa", description="RoPE-aware Selective Adaptation of language models.")
@@ -36,12 +40,25 @@ def main(argv: list[str] | None = None) -> None:
     command = parser.parse_args(argv[:1]).command
     try:
         import_module(f"rosa.commands.{command}").run(argv[1:])
-    except ModuleNotFoundError as error:
-        print(f"rosa {command}: error: {error}; install the extra: pip install 'rosa-peft[train]'", file=sys.stderr)
-        sys.exit(1)
-    except argparse.ArgumentError as error:
-        print(f"rosa {command}: error: {error}; see rosa {command} --help", file=sys.stderr)
-        sys.exit(2)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"rosa {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+    except (Exception, KeyboardInterrupt) as error:
+        told = _told(error, command)
+        if told is None:  # a mistake of our own: its traceback is what helps
+            raise
+        text, status = told
+        print(f"rosa {command}: {' '.join(text.split())}", file=sys.stderr)
+        sys.exit(status)
+
+
+def _told(error: BaseException, command: str) -> tuple[str, int] | None:
+    """What to tell a person of an error, in a line, and the exit status; None for errors that nobody meant to raise."""
+    if isinstance(error, KeyboardInterrupt):
+        return f"interrupted{f': {error}' if str(error) else ''}", 130
+    if isinstance(error, argparse.ArgumentError):
+        return f"error: {error}; see rosa {command} --help", 2
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRA:
+        return f"error: {error}; install the extra: pip install 'rosa-peft[train]'", 1
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] not in OWN:
+        return f"error: {error}", 1  # an optional package of another library's
+    if isinstance(error, (ValueError, OSError, FloatingPointError)):
+        return f"error: {error}", 1
+    return None

@@ -12,18 +12,19 @@ LOCK_NAME = ".lock"
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, lock_name: str = LOCK_NAME) -> Iterator[None]:
     """Keeps other processes that ask from working in a folder, for the time of the block. However the process ends, the
     lock ends with it; its file stays.
 
     Args:
         folder (Path): made if need be.
+        lock_name (str): the lock's file; locks of different names do not exclude each other.
 
     Raises:
         ValueError: another process is at work there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK_NAME, blocking=False)
+    lock = FileLock(folder / lock_name, blocking=False)
     try:
         lock.acquire()
     except Timeout as error:

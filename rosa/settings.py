@@ -28,7 +28,7 @@ def load_settings(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no configuration file {path}")
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     return mapping(settings, str(path))
 

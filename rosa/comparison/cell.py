@@ -4,38 +4,54 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import platform
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
-from rosa.comparison.plan import Cell, Decoding
+from rosa.comparison.inputs import Inputs, check_unchanged
+from rosa.comparison.plan import Cell
 from rosa.evaluation import evaluate
+from rosa.files import replace_text
 from rosa.finetune import finetune
 from rosa.finetune_arguments import parse
+from rosa.locking import alone_in
 from rosa.methods import load_trained, resumes, trainable
-from rosa.tasks import find_tasks, load_test_rows
+from rosa.pretrained import load_model, load_tokenizer
 from rosa.trainer import last_checkpoint
 
 RESULT_NAME, TRAINING_NAME, LOG_NAME = "result.json", "training.json", "log.txt"
 PACKAGES = ("torch", "transformers", "peft")
 
 
-def read_result(cell: Cell) -> dict[str, Any] | None:
-    """What a finished cell wrote down, or None if it has not finished.
+def read_result(cell: Cell, inputs: Inputs) -> dict[str, Any] | None:
+    """What a finished cell wrote down, or None if it has not finished: also if its tests were of fewer or more rows, of
+    fewer tasks, or judged by other truths.
+
+    Args:
+        cell (Cell): one of a comparison's.
+        inputs (Inputs): what it would be made with now.
 
     Raises:
-        ValueError: it was made with other settings.
+        ValueError: it was made with other settings, another base, other training rows or other questions.
     """
-    return _read(cell, RESULT_NAME)
+    found = _read(cell, RESULT_NAME, inputs)
+    if found is None or "tasks" not in found:
+        return found
+    changed = inputs.changed_tests(found["tested_with"])
+    if changed:
+        raise ValueError(_refusal(cell, changed))
+    wanted = inputs.of_tests()["tasks"]
+    tested = found["tested_with"]["tasks"]
+    if any(tested.get(name) != of_task for name, of_task in wanted.items()):
+        return None
+    return found | {"tasks": {name: found["tasks"][name] for name in wanted}}
 
 
-def run_cell(cell: Cell, tasks: str, data_dir: Path | None, decoding: Decoding) -> None:
+def run_cell(cell: Cell, inputs: Inputs) -> None:
     """Train and evaluate a cell, and write its `result.json`; its log goes beside it.
 
     A cell that was killed goes on from its last checkpoint, or if it was trained already, from its last prediction. A
@@ -43,30 +59,33 @@ def run_cell(cell: Cell, tasks: str, data_dir: Path | None, decoding: Decoding) 
 
     Args:
         cell (Cell): what to run.
-        tasks (str): all tasks to test it on.
-        data_dir (Path or None): their folders.
-        decoding (Decoding): how answers are made.
+        inputs (Inputs): what to make it with.
 
     Raises:
-        ValueError, OSError: the data, the model or the settings are at fault.
+        ValueError, OSError: the data, the model or the settings are at fault, or another process runs this cell.
     """
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    with open(cell.folder / LOG_NAME, "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+    with (
+        alone_in(cell.folder, ".cell.lock"),
+        open(cell.folder / LOG_NAME, "a", encoding="utf-8") as log,
+        redirect_stdout(log),
+        redirect_stderr(log),
+    ):
+        check_unchanged(cell, inputs)
         try:
-            training, model = _trained(cell) if cell.trains else _untrained(cell)
-            outcome = {"tasks": _tested(cell, model, tasks, data_dir, decoding)} if cell.tests else {}
+            training, model = _trained(cell, inputs) if cell.trains else _untrained(cell)
+            outcome = _tested(cell, model, inputs) if cell.tests else {}
         except FloatingPointError as error:
             training, model, outcome = {}, None, {"diverged": str(error)}
-        _write(cell, RESULT_NAME, training | outcome)
+        _write(cell, RESULT_NAME, inputs, training | outcome)
     del model
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _trained(cell: Cell) -> tuple[dict[str, Any], PreTrainedModel | None]:
+def _trained(cell: Cell, inputs: Inputs) -> tuple[dict[str, Any], PreTrainedModel | None]:
     """What training came to, and the model unless an earlier process trained it."""
-    done = _read(cell, TRAINING_NAME)
+    done = _read(cell, TRAINING_NAME, inputs)
     if done is not None:
         return done, None
     job, _ = parse(cell.arguments)
@@ -88,59 +107,61 @@ def _trained(cell: Cell) -> tuple[dict[str, Any], PreTrainedModel | None]:
         "peak_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         "validation_loss": trainer.evaluate()["eval_loss"] if job.val_size else None,
     }
-    _write(cell, TRAINING_NAME, training)
+    _write(cell, TRAINING_NAME, inputs, training)
     return training, trainer.model
 
 
 def _untrained(cell: Cell) -> tuple[dict[str, Any], PreTrainedModel]:
-    model = AutoModelForCausalLM.from_pretrained(cell.model, dtype="auto")
+    model = load_model(cell.model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return {"trainable": 0, "total": model.num_parameters()}, model
 
 
-def _tested(
-    cell: Cell, model: PreTrainedModel | None, tasks: str, data_dir: Path | None, decoding: Decoding
-) -> dict[str, dict]:
+def _tested(cell: Cell, model: PreTrainedModel | None, inputs: Inputs) -> dict[str, Any]:
+    """The accuracies on all tasks, and what they were made with."""
     if model is None:
-        model = load_trained(AutoModelForCausalLM.from_pretrained(cell.model, dtype="auto"), cell.folder)
+        model = load_trained(load_model(cell.model), cell.folder)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
-    rows = {task: load_test_rows(task, data_dir)[: decoding.limit] for task in find_tasks(tasks, data_dir)}
     found = evaluate(
         model,
-        AutoTokenizer.from_pretrained(cell.model),
-        rows,
+        load_tokenizer(cell.model),
+        inputs.rows,
         cell.folder,
-        max_new_tokens=decoding.max_new_tokens,
-        batch_size=decoding.batch_size,
+        max_new_tokens=inputs.decoding.max_new_tokens,
+        batch_size=inputs.decoding.batch_size,
         # The weights of a reloaded model may be shaped otherwise, as AdaLoRA's are.
-        made_with=dict(cell.settings),
+        made_with={**cell.settings, **inputs.of_training(cell)},
     )
-    return found.to_dict()["tasks"]
+    return {"tasks": found.to_dict()["tasks"], "tested_with": inputs.of_tests()}
 
 
-def _read(cell: Cell, name: str) -> dict[str, Any] | None:
+def _read(cell: Cell, name: str, inputs: Inputs) -> dict[str, Any] | None:
     file = cell.folder / name
     if not file.exists():
         return None
-    found = json.loads(file.read_text(encoding="utf-8"))
-    settings = json.loads(json.dumps(cell.settings))  # as they come back
-    changed = [key for key in settings | found["settings"] if settings.get(key) != found["settings"].get(key)]
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        made_with = {**found["settings"], **found["made_with"]}
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file} does not say what it was made with: choose another output, or delete it") from error
+    now = json.loads(json.dumps({**cell.settings, **inputs.of_training(cell)}))  # as they come back
+    changed = [key for key in now | made_with if now.get(key) != made_with.get(key)]
     if changed:
-        raise ValueError(
-            f"{cell.folder} was made with other settings ({', '.join(changed)}): choose another output, or delete it"
-        )
+        raise ValueError(_refusal(cell, changed))
     return found
 
 
-def _write(cell: Cell, name: str, outcome: dict[str, Any]) -> None:
+def _refusal(cell: Cell, changed: list[str]) -> str:
+    return f"{cell.folder} was made with other settings ({', '.join(changed)}): choose another output, or delete it"
+
+
+def _write(cell: Cell, name: str, inputs: Inputs, outcome: dict[str, Any]) -> None:
     about = {
         "model": cell.model,
         "method": cell.method,
         "settings": cell.settings,
+        "made_with": inputs.of_training(cell),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}",
         "versions": {package: version(package) for package in PACKAGES},
     }
-    text = json.dumps(about | outcome, indent=1)
-    temporary = cell.folder / f"{name}.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, cell.folder / name)  # whole, or not there
+    replace_text(cell.folder / name, json.dumps(about | outcome, indent=1))

@@ -77,8 +77,9 @@ class Comparison:
         train (mapping): options of `rosa train` for all methods. In the file, `methods` and `train` may also be the
             names of YAML files, as seen from it.
         models (tuple of str): folders or Hub names of the bases.
-        tasks (str): as in `rosa evaluate --tasks`; all their rows together make the micro-average.
-        side_tasks (str): tasks outside the micro-average; empty for none.
+        tasks (str): as in `rosa evaluate --tasks`, in the file a list of names too; all their rows together make the
+            micro-average.
+        side_tasks (str): tasks outside the micro-average, named likewise; empty for none.
         data_dir (Path or None): the tasks' folders; None takes the data sets from the hub.
         learning_rates (tuple of float): the grid from which each method gets its own, by validation loss; empty for
             none: the options' learning rate counts.
@@ -196,6 +197,7 @@ def _converted(given: dict[str, Any], file: Path) -> dict[str, Any]:
     values |= {name: tuple(_listed(given[name], name)) for name in ("seeds", "models") if name in given}
     if "learning_rates" in given:
         values["learning_rates"] = tuple(float(rate) for rate in _listed(given["learning_rates"], "learning_rates"))
+    values |= {name: _names(given[name], name) for name in ("tasks", "side_tasks") if name in given}
     if given.get("data_dir") is not None:
         values["data_dir"] = Path(given["data_dir"])
     for name, made in (("decoding", Decoding), ("miniature", MiniatureRecipe)):
@@ -214,6 +216,14 @@ def _built(made: type, value: object, place: str) -> Any:
 
 def _mapping_or_file(value: object, name: str, file: Path) -> dict[str, Any]:
     return load_settings(file.parent / value) if isinstance(value, str) else mapping(value, name)
+
+
+def _names(value: object, name: str) -> str:
+    """Names with commas between, or a list of them, as one string."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(part, str) for part in names):
+        raise ValueError(f"{name} must be names with commas between, or a list of them, got {value!r}")
+    return ",".join(names)
 
 
 def _listed(value: object, name: str) -> list:

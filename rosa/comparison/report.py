@@ -10,6 +10,7 @@ from typing import Any
 from rosa.comparison.plan import Comparison, slug
 from rosa.comparison.statistics import Summary, summarise
 from rosa.comparison.tables import csv_table, latex, markdown
+from rosa.files import replace_text
 from rosa.inspection.figures import draw_k_ratio
 from rosa.tasks import find_tasks
 
@@ -36,13 +37,13 @@ def write_report(comparison: Comparison, outcomes: Sequence[dict[str, Any]]) -> 
         name = f"table-{slug(Path(model).name)}"
         for suffix, text in (("md", markdown(rows)), ("csv", csv_table(rows)), ("tex", latex(rows))):
             written.append(folder / f"{name}.{suffix}")
-            written[-1].write_text(text, encoding="utf-8")
+            replace_text(written[-1], text)
         points = k_ratio_points(comparison, rows)
         if len(points) > 2:
             written.append(folder / f"k_ratio-{slug(Path(model).name)}.png")
             draw_k_ratio(points, written[-1])
     data = folder / OUTCOMES_NAME
-    data.write_text("".join(json.dumps(outcome) + "\n" for outcome in outcomes), encoding="utf-8")
+    replace_text(data, "".join(json.dumps(outcome) + "\n" for outcome in outcomes))
     return sorted([*written, data], key=lambda path: path.suffix != ".md")
 
 

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
-from multiprocessing.queues import SimpleQueue
 from typing import Any
 
-import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from rosa.comparison.cell import LOG_NAME, read_result, run_cell
 from rosa.comparison.fit import check_fit, check_options
+from rosa.comparison.inputs import Inputs, read_inputs
 from rosa.comparison.plan import Cell, Comparison
-from rosa.data import load_rows
+from rosa.comparison.workers import kill, submit, workers
+from rosa.locking import alone_in
 from rosa.miniature.make import SEEN_TASK, make
-from rosa.tasks import find_tasks, load_test_rows
+from rosa.pretrained import load_tokenizer
 
 
 def run(comparison: Comparison, jobs: int = 1) -> tuple[Comparison, list[dict[str, Any]]]:
     """Run what a comparison lacks.
 
     Everything is checked before the first step of training. Each cell's outcome is on disk as soon as it is there, and
-    is not repeated: the same call after a death goes on.
+    is not repeated: the same call after a death goes on. Its tests are, where there are more of them now or their
+    truths have changed.
 
     Args:
         comparison (Comparison): what to run.
@@ -39,22 +36,28 @@ def run(comparison: Comparison, jobs: int = 1) -> tuple[Comparison, list[dict[st
             learning rates first.
 
     Raises:
-        ValueError, OSError: the settings, the data, a model or a cell is at fault. Finished cells stay.
+        ValueError, OSError: the settings, the data, a model or a cell is at fault, a finished cell was made with
+            others, or another comparison runs in the folder. Finished cells stay.
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     _check_options(comparison)  # before a miniature is made, which takes its time
-    comparison = _with_miniature(comparison)
+    with alone_in(comparison.output):
+        return _run(_with_miniature(comparison), jobs)
+
+
+def _run(comparison: Comparison, jobs: int) -> tuple[Comparison, list[dict[str, Any]]]:
     tuning = [
         comparison.tuning_cell(model, method, rate)
         for rate in comparison.learning_rates
         for model in comparison.models
         for method in comparison.methods
     ]
-    _check(comparison, tuning or _cells(comparison, {}))
-    with _pool(jobs) as pool:
-        tuned = _finish(tuning, comparison, pool, "learning rates")
-        return comparison, tuned + _finish(_cells(comparison, best_rates(tuned)), comparison, pool, "cells")
+    first = tuning or _cells(comparison, {})
+    inputs = _check(comparison, first)
+    with workers(jobs) as pool:
+        tuned = _finish(tuning, inputs, pool, "learning rates")
+        return comparison, tuned + _finish(_cells(comparison, best_rates(tuned)), inputs, pool, "cells")
 
 
 def best_rates(outcomes: Sequence[dict[str, Any]]) -> dict[tuple[str, str], float]:
@@ -93,60 +96,40 @@ def _with_miniature(comparison: Comparison) -> Comparison:
     )
 
 
-def _all_tasks(comparison: Comparison) -> str:
-    return ",".join(filter(None, (comparison.tasks, comparison.side_tasks)))
-
-
 def _check_options(comparison: Comparison) -> None:
     to_come = {"data": "the miniature's"} if comparison.miniature is not None else {}
     for method in comparison.methods:
         check_options(replace(comparison, train={**to_come, **comparison.train}).cell("any model", method, 0))
 
 
-def _check(comparison: Comparison, cells: Sequence[Cell]) -> None:
-    for task in find_tasks(_all_tasks(comparison), comparison.data_dir):
-        load_test_rows(task, comparison.data_dir)
-    for data in {cell.settings["data"] for cell in cells if cell.trains}:
-        load_rows(data)
+def _check(comparison: Comparison, cells: Sequence[Cell]) -> Inputs:
+    """Finds what is wrong before any training; returns what the cells are made with."""
     for model in comparison.models:
-        try:
-            AutoTokenizer.from_pretrained(model)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"model {model}: {error}") from error
+        load_tokenizer(model)
+    inputs = read_inputs(comparison, cells)
     for cell in {(cell.model, cell.method): cell for cell in cells if cell.trains}.values():
         check_fit(cell)
     for cell in cells:
-        read_result(cell)
+        read_result(cell, inputs)
+    return inputs
 
 
-def _finish(
-    cells: Sequence[Cell], comparison: Comparison, pool: ProcessPoolExecutor, what: str
-) -> list[dict[str, Any]]:
+def _finish(cells: Sequence[Cell], inputs: Inputs, pool: ProcessPoolExecutor, what: str) -> list[dict[str, Any]]:
     """The outcomes of these cells, after running those that have none."""
-    left = [cell for cell in cells if read_result(cell) is None]
-    job = (_all_tasks(comparison), comparison.data_dir, comparison.decoding)
+    left = [cell for cell in cells if read_result(cell, inputs) is None]
     with tqdm(total=len(cells), initial=len(cells) - len(left), desc=what) as bar:
-        futures = {pool.submit(run_cell, cell, *job): cell for cell in left}
+        futures = dict(zip(submit(pool, run_cell, [(cell, inputs) for cell in left]), left, strict=True))
         for future in futures:
             future.add_done_callback(lambda done: done.cancelled() or bar.update())
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         except KeyboardInterrupt:
-            for process in pool._processes.values():
-                process.kill()
-            raise
+            kill(pool)
+            raise KeyboardInterrupt("finished cells stay; the same command goes on from them") from None
         if any(future.exception() for future in done):
             pool.shutdown(cancel_futures=True)  # the cells that run now finish first, and stay
             _raise_first(done, futures)
-    return [read_result(cell) for cell in cells]
-
-
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    numbers = context.SimpleQueue()
-    for number in range(jobs):
-        numbers.put(number)
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_settle, initargs=(numbers, jobs))
+    return [read_result(cell, inputs) for cell in cells]
 
 
 def _raise_first(done: set[Future], cells: dict[Future, Cell]) -> None:
@@ -156,13 +139,3 @@ def _raise_first(done: set[Future], cells: dict[Future, Cell]) -> None:
         f"{cell.method}, {cell.folder.name}: {type(error).__name__}: {error} (log: {cell.folder / LOG_NAME}). Finished "
         "cells are kept; the same command goes on from them"
     ) from error
-
-
-def _settle(numbers: SimpleQueue, jobs: int) -> None:
-    """Gives a process its GPU, or its share of the processor's threads."""
-    number = numbers.get()
-    if torch.cuda.is_available():
-        torch.cuda.set_device(number % torch.cuda.device_count())
-    else:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs))
-    sys.stdin.close()

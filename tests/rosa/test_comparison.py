@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from scipy import stats
@@ -142,15 +144,124 @@ def test_other_settings_than_those_of_finished_cells_are_refused(finished, files
     assert results(finished) == before
 
 
+@pytest.fixture(scope="module")
+def tested_on_two_rows(files, tmp_path_factory):
+    """A comparison of one method that has run, on inputs of its own; its folder."""
+    path = tmp_path_factory.mktemp("inputs")
+    shutil.copytree(files, path, dirs_exist_ok=True)
+    main(["compare", "--config", str(one_method(path))])
+    return path
+
+
+def one_method(path, *, limit=2, tasks="doubles", max_new_tokens=4):
+    methods = {"LN tuning": {"method": "ln_tuning"}}
+    train = {"max_steps": 1, "data": str(path / "rows.json"), "learning_rate": 0.01, "save_strategy": "no"}
+    decoding = {"batch_size": 4, "max_new_tokens": max_new_tokens, "limit": limit}
+    options = dict(methods=methods, seeds=[1], train=train, tasks=tasks, side_tasks=None, decoding=decoding)
+    return write(path, path, **options)
+
+
+def edit(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "file, change, options, named",
+    [
+        ("rows.json", lambda rows: rows[5].update(output="The answer is 11"), {}, "data"),
+        ("base/generation_config.json", lambda config: config.update(max_length=9), {}, "base"),
+        ("doubles/test.json", lambda rows: rows[1].update(instruction="Add 1 and 2."), {}, "the rows of doubles"),
+        (None, None, {"max_new_tokens": 5}, "max_new_tokens"),
+    ],
+)
+def test_results_of_other_contents_are_refused_by_name(tested_on_two_rows, file, change, options, named, capsys):
+    before = results(tested_on_two_rows)
+    kept = None if file is None else (tested_on_two_rows / file).read_bytes()
+    if file is not None:
+        edit(tested_on_two_rows / file, change)
+    try:
+        with pytest.raises(SystemExit):
+            main(["compare", "--config", str(one_method(tested_on_two_rows, **options))])
+    finally:
+        if file is not None:
+            (tested_on_two_rows / file).write_bytes(kept)
+    assert f"was made with other settings ({named})" in capsys.readouterr().err
+    assert results(tested_on_two_rows) == before
+
+
+def test_more_rows_more_tasks_and_other_truths_are_tested_without_training_again(tested_on_two_rows):
+    path = tested_on_two_rows
+    adapter = path / "out" / "cells" / "base" / "LN-tuning" / "seed-1" / "adapter_model.safetensors"
+    trained = adapter.stat().st_mtime_ns
+    edit(path / "doubles" / "test.json", lambda rows: rows[0].update(answer="-7"))
+    main(["compare", "--config", str(one_method(path, limit=4, tasks=["doubles", "words"]))])
+    assert adapter.stat().st_mtime_ns == trained
+    for outcome in read_outcomes(path / "out" / "outcomes.jsonl"):
+        assert {name: found["total"] for name, found in outcome["tasks"].items()} == {"doubles": 4, "words": 4}
+    main(["compare", "--config", str(one_method(path, limit=4, tasks="words"))])  # fewer tasks: those alone
+    assert all(outcome["tasks"].keys() == {"words"} for outcome in read_outcomes(path / "out" / "outcomes.jsonl"))
+
+
+def test_a_result_that_does_not_say_what_it_was_made_with_is_refused(files, tmp_path, capsys):
+    folder = tmp_path / "out" / "cells" / "base" / "base"
+    folder.mkdir(parents=True)
+    for text in ("{", "5", "null", '{"settings": {}}', "[" * 100_000):
+        (folder / "result.json").write_text(text)
+        with pytest.raises(SystemExit):
+            main(["compare", "--config", str(write(tmp_path, files))])
+        assert "base/result.json does not say what it was made with" in capsys.readouterr().err
+
+
+def start(config):
+    """`rosa compare` in a process, once a worker of it has begun a cell; the process and its descendants."""
+    command = [sys.executable, "-m", "rosa", "compare", "--config", str(config)]
+    process = subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
+    )
+    wait_for(lambda: list(config.parent.rglob("log.txt")) or process.poll() is not None)
+    assert process.poll() is None, process.stderr.read().decode()
+    return process, psutil.Process(process.pid).children(recursive=True)
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_workers_end_with_the_comparison_and_until_then_the_folder_is_its_own(files, tmp_path, capfd, sent):
+    train = {**SETTINGS["train"], "data": str(files / "rows.json"), "max_steps": 1_000_000}
+    config = write(tmp_path, files, train=train)
+    process, descendants = start(config)
+    try:
+        assert descendants
+        with pytest.raises(SystemExit):
+            main(["compare", "--config", str(config)])
+        assert f"another process is at work in {tmp_path / 'out'}: wait" in capfd.readouterr().err
+        if sent == signal.SIGINT:  # as the terminal does, to all of them
+            os.killpg(process.pid, sent)
+        else:
+            process.send_signal(sent)
+        error = process.communicate(timeout=60)[1].decode()
+        wait_for(lambda: not any(child.is_running() and child.status() != "zombie" for child in descendants))
+    finally:
+        process.kill()
+    if sent == signal.SIGINT:
+        assert process.returncode == 130
+        assert "Traceback" not in error
+        assert error.splitlines()[-1].startswith("rosa compare: interrupted: finished cells stay")
+
+
 def test_a_killed_comparison_goes_on_where_it_was(files, tmp_path):
     config = write(tmp_path, files)
-    command = [sys.executable, "-m", "rosa", "compare", "--config", str(config)]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not results(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process, _ = start(config)
+    wait_for(lambda: results(tmp_path))
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     before = results(tmp_path)
     assert 1 <= len(before) < 5
     main(["compare", "--config", str(config)])
@@ -220,7 +331,11 @@ def test_a_loss_that_is_not_finite_is_an_outcome(files, tmp_path):
         ({"learning_rates": [-1]}, "learning_rates must be above 0"),
         ({"tasks": "doubels"}, "there is no task 'doubels': did you mean doubles?"),
         ({"data_dir": "nowhere"}, "nowhere"),
-        ({"models": ["nowhere/at-all"]}, "model nowhere/at-all: "),
+        ({"models": ["nowhere/at-all"]}, "no tokenizer can be loaded from nowhere/at-all"),
+        (
+            {"tasks": ["doubles", 5]},
+            r"tasks must be names with commas between, or a list of them, got \['doubles', 5\]",
+        ),
         ({"models": None}, "name at least one of the models"),
         ({"miniature": {}}, "the miniature makes its own model"),
         ({"train": {"max_steps": 1}}, "method RoSA: the following arguments are required: --data"),
