@@ -25,7 +25,7 @@ demo: install
 
 # A thread for each process: more would only wait for each other. A file at a time, whose fixtures are made once.
 test: .venv/installed-for-tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Without a GPU: small sizes, on the reference backend. On a GPU, benchmarks/gpu.sh is the one to run.
 bench: install

@@ -8,6 +8,7 @@ torchrun --nproc_per_node 2 examples/rosa_trainer.py ...
 
 import argparse
 
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, TrainingArguments, set_seed
 
 import rosa
@@ -43,3 +44,5 @@ trainer = rosa.RosaTrainer(
 )
 trainer.train()
 trainer.save_model()  # the adapter alone
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()

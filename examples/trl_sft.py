@@ -51,3 +51,5 @@ trainer.train()
 if trainer.is_world_process_zero():
     rosa.save_adapter(model, args.output)
     print(f"adapter saved in {args.output}, layers {selection.selected_layers} trained last")
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()
