@@ -49,10 +49,14 @@ def log_entry(made: Selection, layers: tuple[int, ...]) -> dict[str, float]:
 
 
 def read_entry(entry: Mapping[str, Any]) -> tuple[Selection, tuple[int, ...]] | None:
-    """The inverse of `log_entry`, of an entry of a Trainer's `log_history`; None for one about something else."""
+    """The inverse of `log_entry`, of an entry of a Trainer's `log_history`; None for one about something else.
+
+    Raises:
+        LookupError, TypeError, ValueError: it is damaged.
+    """
     if EXPLOITED not in entry:
         return None
     layers = tuple(int(name.removeprefix(SELECTED)) for name in entry if name.startswith(SELECTED))
     chosen = tuple(layer for layer in layers if entry[f"{SELECTED}{layer}"])
-    scores = tuple(entry[f"{SCORE}{layer}"] for layer in layers)
-    return Selection(entry["step"], chosen, bool(entry[EXPLOITED]), scores), layers
+    scores = tuple(float(entry[f"{SCORE}{layer}"]) for layer in layers)
+    return Selection(int(entry["step"]), chosen, bool(entry[EXPLOITED]), scores), layers

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rosa.commands import DTYPES, parser
 from rosa.data import prompt
 from rosa.generation import answer
 from rosa.methods import load_trained
+from rosa.pretrained import load_model, load_tokenizer
 
 
 def run(argv: list[str]) -> None:
@@ -26,8 +26,8 @@ def run(argv: list[str]) -> None:
     if args.input and args.prompt is not None:
         options.error("argument --input: not allowed with argument --prompt")
 
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype)
+    tokenizer = load_tokenizer(args.model)
+    model = load_model(args.model, args.dtype)
     if args.adapter is not None:
         model = load_trained(model, args.adapter)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rosa.adapter import load_adapter
 from rosa.commands import DTYPES, parser
@@ -17,6 +16,7 @@ from rosa.data import load_rows, prompt, read_text
 from rosa.inspection import figures
 from rosa.inspection.activations import EnergyShare, energy_shares, measure, token_batches, usable_r_lows
 from rosa.inspection.course import Course, read_course
+from rosa.pretrained import load_model, load_tokenizer
 
 OF_MODEL = ("adapter", "text", "data", "limit", "r_low", "max_length", "batch_size", "dtype")
 
@@ -73,12 +73,12 @@ def _inspect_run(folder: Path, output: Path) -> None:
 def _inspect_model(args: argparse.Namespace) -> None:
     own = [] if args.r_low is None else [RosaConfig(r_low=args.r_low).r_low]
     texts = _texts(args)
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = load_tokenizer(args.model)
     batches = token_batches(tokenizer, texts, max_length=args.max_length, batch_size=args.batch_size)
-    args.output.mkdir(parents=True, exist_ok=True)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype)
+    model = load_model(args.model, args.dtype)
     if args.adapter is not None:
         load_adapter(model, args.adapter)
+    args.output.mkdir(parents=True, exist_ok=True)  # before the work of measuring
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     layers = measure(model, tqdm(batches, desc="measuring", unit="batch"))
     shares = energy_shares(layers, [*usable_r_lows(layers), *own])

@@ -50,14 +50,18 @@ def read_course(folder: str | os.PathLike) -> Course:
     path = _log_of(Path(folder))
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-        entries, steps = state["log_history"], state["global_step"]
-    except (ValueError, KeyError, TypeError) as error:
+        entries, steps = state["log_history"], int(state["global_step"])
+        selections = [found for entry in entries if (found := read_entry(dict(entry))) is not None]
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} is not the state of a Trainer: {type(error).__name__}: {error}") from error
-    selections = [found for entry in entries if (found := read_entry(entry)) is not None]
     if not selections:
         raise ValueError(
             f"{path} logs no layer selection in {steps} steps: the run trained without it (--dls false, dls=None), or "
             "ended before the first one (see --dls_interval and --dls_warmup_steps)"
+        )
+    if len({layers for _, layers in selections}) > 1:
+        raise ValueError(
+            f"{path} logs selections among other layers at one step than at another: it is of several runs"
         )
     return Course(selections[-1][1], steps, [made for made, _ in selections])
 

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 import rosa
+from rosa.cli import main
 from rosa.inspection.course import Course, read_course
 from rosa.selection import Selection
 from rosa.selection_log import LogSelections, log_entry, read_entry
@@ -133,3 +134,34 @@ def test_a_folder_without_a_log_is_named(tmp_path):
         read_course(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="holds neither trainer_state.json nor a complete checkpoint"):
         read_course(tmp_path)
+
+
+SELECTION = {"step": 4, **log_entry(Selection(4, (1,), True, (0.5, 2.0)), (0, 1))}
+WITHOUT_A_SCORE = {name: value for name, value in SELECTION.items() if name != "dls/score/1"}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        "[" * 100_000,
+        "5",
+        "null",
+        json.dumps({"global_step": 8}),
+        json.dumps({"global_step": None, "log_history": [SELECTION]}),
+        json.dumps({"global_step": 8, "log_history": 5}),
+        json.dumps({"global_step": 8, "log_history": [5, SELECTION]}),
+        json.dumps({"global_step": 8, "log_history": [SELECTION | {"step": None}]}),
+        json.dumps({"global_step": 8, "log_history": [SELECTION | {"dls/score/0": "much"}]}),
+        json.dumps({"global_step": 8, "log_history": [SELECTION | {"dls/selected/\u00b2": 1}]}),
+        json.dumps({"global_step": 8, "log_history": [WITHOUT_A_SCORE]}),
+        json.dumps({"global_step": float("inf"), "log_history": [SELECTION]}),
+        json.dumps({"global_step": 8, "log_history": [SELECTION, SELECTION | {"dls/selected/7": 1, "dls/score/7": 1}]}),
+    ],
+)
+def test_a_damaged_log_is_told_in_one_line(tmp_path, state, capsys):
+    (tmp_path / "trainer_state.json").write_text(state)
+    with pytest.raises(SystemExit, match="1"):
+        main(["inspect", "--run", str(tmp_path), "--output", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "trainer_state.json" in error
+    assert not (tmp_path / "out").exists()
