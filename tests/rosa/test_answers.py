@@ -40,6 +40,20 @@ def test_same_value_is_read_from_every_real_output(name, count):
 
 
 @needs_real_data
+@pytest.mark.parametrize(("name", "different"), [("SVAMP", 1), ("SingleEq", 0), ("gsm8k", 8)])
+def test_last_number_is_llm_adapters_but_for_signs_fractions_spaces_and_full_hours(name, different):
+    outputs = [row["output"] for row in json.loads((REAL_DATA / "benchmarks" / name / "test.json").read_text())]
+    last = [re.findall(r"-?\d+\.?\d*", text.replace(",", ""))[-1:] for text in outputs]
+    others = [
+        text
+        for text, number in zip(outputs, last, strict=True)
+        if extract_answer(name, text) != (float(number[0]) if number else None)
+    ]
+    assert len(others) == different
+    assert all(re.search(r"-\$\d+|\d/\d+|\d \d{3}|\d:00", text) for text in others)
+
+
+@needs_real_data
 def test_letter_that_real_outputs_give_as_the_answer_is_read():
     rows = json.loads((REAL_DATA / "benchmarks" / "AQuA" / "test.json").read_text())
     for index, row in enumerate(rows):
@@ -448,7 +462,7 @@ for size in (20_000, 200_000):
 
 
 def test_long_loops_of_a_model_are_read_in_linear_time():
-    # Some seconds; in quadratic time the larger size would take more than half an hour.
+    # Some seconds; in quadratic time the larger size would take far more than the limit.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", LOOPS], cwd=ROOT, env=environment, check=True, timeout=300)
 
