@@ -16,8 +16,11 @@ import torch
 from tqdm import tqdm
 
 from rosa.data import prompt
-from rosa.generation import answers
-from rosa.tasks import Task, extract_answer, is_correct
+from rosa.digest import digest, tokenizer_digest
+from rosa.generation import answers, check_options, check_text, stop_ids
+from rosa.locking import alone_in
+from rosa.predictions import as_line, judged, prediction, read, start, write
+from rosa.tasks import Task
 from rosa.tasks.answers import read_truth
 
 if TYPE_CHECKING:
@@ -96,10 +99,13 @@ def evaluate(
 ) -> Evaluation:
     """Answer the rows of tasks greedily, with the paper's prompt, and score the answers.
 
-    The answers go to `folder/predictions/NAME.jsonl` batch by batch, a line for each row: `row` (its index),
-    `instruction`, `input`, `prediction`, `extracted`, `answer` and `correct`. Rows that are there already are not
-    answered again, so a run that was killed goes on where it was, and a run on the first rows can be extended. What the
-    answers depend on stands beside them in `NAME.made_with.json`.
+    The answers go to `folder/predictions/NAME.jsonl` batch by batch, a line for each row, and are kept with what they
+    depend on (see `rosa.predictions`). Rows that are there already are not answered again, so a run that was killed
+    goes on where it was, and a run on the first rows can be extended. They are judged again: once a task's rows are
+    answered, its lines have `prediction`, `answer`, `extracted` and `correct`. Lines of rows beyond these stay as they
+    are.
+
+    One process at a time works in `folder/predictions`. `folder` itself is not locked here: the caller may have.
 
     Args:
         model (PreTrainedModel): a causal language model, with its adapter if it has one.
@@ -109,44 +115,51 @@ def evaluate(
         max_new_tokens (int): most tokens of an answer.
         batch_size (int): rows decoded together. In float32 the answers do not depend on it; in 16-bit types, padding
             can round a near tie between two tokens the other way.
-        made_with (mapping, optional): what the answers depend on beside the rows and `max_new_tokens`, for JSON, by
-            which a resumed run knows its own; None takes the fingerprint of the model's weights.
+        made_with (mapping, optional): what tells the model from others, for JSON, by which a resumed run knows its
+            own; None takes the fingerprint of its weights. The rows, the prompt, the tokenizer, what ends an answer and
+            `max_new_tokens` count in any case.
         overwrite (bool): discard earlier predictions for these tasks.
 
     Returns:
         Evaluation: the scores.
 
     Raises:
-        ValueError: no tasks or no rows, a truth not in its task's form, or predictions in `folder` that are damaged or
-            belong to another model, other rows or other settings. The folder is as it was then.
+        ValueError: no tasks or no rows, a row that is no text or whose truth is not in its task's form, a number below
+            1, another process at work in the folder, or predictions there that are damaged or belong to another model,
+            other rows or other settings. The predictions are as they were then.
     """
     if not tasks or not all(tasks.values()):
         raise ValueError("there is nothing to evaluate: give at least one task, and rows for each")
     for task, rows in tasks.items():
-        for row in rows:
-            read_truth(task, row["answer"])
-    made_with = {"weights": fingerprint(model)} if made_with is None else made_with
-    made_with = json.loads(json.dumps({**made_with, "max_new_tokens": max_new_tokens}))  # as it will be read back
-    files = {task: Path(folder) / "predictions" / f"{task.name}.jsonl" for task in tasks}
-    known = {task: {} if overwrite else _read_predictions(files[task], rows, made_with) for task, rows in tasks.items()}
-    (Path(folder) / "predictions").mkdir(parents=True, exist_ok=True)
-    for file in files.values():
-        _start_file(file, made_with, keep=not overwrite)
-    done, total = sum(map(len, known.values())), sum(map(len, tasks.values()))
+        for index, row in enumerate(rows):
+            _check_row(task, index, row)
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    with tqdm(total=total, initial=done, unit="row") as bar:
-        for task, rows in tasks.items():
-            bar.set_description(task.name)
-            missing = [index for index in range(len(rows)) if index not in known[task]]
-            prompts = [prompt(rows[index]["instruction"], rows[index].get("input") or "") for index in missing]
-            with open(files[task], "a", encoding="utf-8") as file:
-                for position, text in answers(model, tokenizer, prompts, **options):
-                    line = _prediction(task, missing[position], rows[missing[position]], text)
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                    file.flush()
-                    known[task][line["row"]] = line["correct"]
-                    bar.update()
-    return Evaluation({task.name: Score(sum(known[task].values()), len(tasks[task])) for task in tasks})
+    check_options(**options)
+    made_with = _made_with(model, tokenizer, max_new_tokens, made_with)
+    folder = Path(folder) / "predictions"
+    files = {task: folder / f"{task.name}.jsonl" for task in tasks}
+    with alone_in(folder):
+        known = {task: {} if overwrite else read(files[task], rows, made_with) for task, rows in tasks.items()}
+        for task, file in files.items():
+            start(file, known[task].values(), made_with)
+        missing = {task: [i for i in range(len(rows)) if i not in known[task]] for task, rows in tasks.items()}
+        left, total = sum(map(len, missing.values())), sum(map(len, tasks.values()))
+        scores = {}
+        with tqdm(total=total, initial=total - left, unit="row") as bar:
+            for task, rows in tasks.items():
+                bar.set_description(task.name)
+                prompts = [prompt(rows[i]["instruction"], rows[i].get("input") or "") for i in missing[task]]
+                with open(files[task], "a", encoding="utf-8") as file:
+                    for position, text in answers(model, tokenizer, prompts, **options):
+                        index = missing[task][position]
+                        known[task][index] = prediction(index, rows[index], text)
+                        file.write(as_line(known[task][index]))
+                        file.flush()
+                        bar.update()
+                verdicts = {i: judged(task, known[task][i], row["answer"]) for i, row in enumerate(rows)}
+                write(files[task], {**known[task], **verdicts}.values())
+                scores[task.name] = Score(sum(line["correct"] for line in verdicts.values()), len(rows))
+    return Evaluation(scores)
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -159,73 +172,39 @@ def fingerprint(model: torch.nn.Module) -> str:
     Returns:
         str: 16 hexadecimal digits, the same on every device.
     """
-    digest = hashlib.sha256()
+    content = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, torch.Tensor):  # what some modules keep beside their tensors
             continue
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        content.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if tensor.is_meta or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
             continue
         values = tensor.detach().flatten()[:: max(1, tensor.numel() // _SAMPLES)].contiguous().cpu()
-        digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+        content.update(values.view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()[:16]
 
 
-def _prediction(task: Task, index: int, row: dict, text: str) -> dict:
-    return {
-        "row": index,
-        **_asked(row),
-        "prediction": text,
-        "extracted": extract_answer(task, text),
-        "correct": is_correct(task, text, row["answer"]),
-    }
-
-
-def _asked(row: dict) -> dict:
-    return {"instruction": row["instruction"], "input": row.get("input") or "", "answer": row["answer"]}
-
-
-def _read_predictions(file: Path, rows: Sequence[dict], made_with: dict) -> dict[int, bool]:
-    """Which of the rows were answered before, and whether correctly. Changes no file."""
-    if not file.exists():
-        return {}
-    remedy = "choose another folder, or overwrite what is there (--overwrite)"
-    beside = _made_with_file(file)
+def _check_row(task: Task, index: int, row: dict) -> None:
     try:
-        earlier = json.loads(beside.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError) as error:
-        raise ValueError(f"{beside} does not say what the predictions in {file} were made with: {remedy}") from error
-    different = [name for name in {**earlier, **made_with} if earlier.get(name) != made_with.get(name)]
-    if different:
-        both = "; ".join(f"{name} was {earlier.get(name)}, now {made_with.get(name)}" for name in different)
-        raise ValueError(f"the predictions in {file} belong to another model or other settings: {both}. {remedy}")
-    known = {}
-    for number, line in enumerate(_whole_lines(file).splitlines(), start=1):
-        try:
-            prediction = json.loads(line)
-            index, asked, correct = prediction["row"], _asked(prediction), bool(prediction["correct"])
-        except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{file}, line {number} is damaged: {remedy}") from error
-        if index in range(len(rows)):  # a run on the first rows leaves the others as they are
-            if asked != _asked(rows[index]):
-                raise ValueError(f"the predictions in {file} belong to other rows: row {index} differs. {remedy}")
-            known[index] = correct
-    return known
+        read_truth(task, row["answer"])
+        for field in ("instruction", "input", "answer"):
+            check_text(row.get(field) or "")
+    except ValueError as error:
+        raise ValueError(f"{task.name}, row {index}: {error}") from error
 
 
-def _start_file(file: Path, made_with: dict, *, keep: bool) -> None:
-    """Makes a file of predictions ready for more lines: empty, or without the line that a kill has cut off."""
-    if keep and file.exists():
-        os.truncate(file, len(_whole_lines(file)))
-        return
-    file.unlink(missing_ok=True)  # first, lest it ever stand beside what does not belong to it
-    _made_with_file(file).write_text(json.dumps(made_with, indent=2) + "\n", encoding="utf-8")
-
-
-def _whole_lines(file: Path) -> bytes:
-    content = file.read_bytes()
-    return content[: content.rfind(b"\n") + 1]
-
-
-def _made_with_file(file: Path) -> Path:
-    return file.with_suffix(".made_with.json")
+def _made_with(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    made_with: Mapping[str, object] | None,
+) -> dict[str, object]:
+    """All that predictions depend on beside the rows, as JSON gives it back."""
+    about = {
+        **({"weights": fingerprint(model)} if made_with is None else made_with),
+        "max_new_tokens": max_new_tokens,
+        "tokenizer": tokenizer_digest(tokenizer),
+        "stop": stop_ids(model, tokenizer),
+        "prompt": digest([prompt("instruction"), prompt("instruction", "input")]),
+    }
+    return json.loads(json.dumps(about))

@@ -38,7 +38,7 @@ def answer(
 
     Raises:
         TypeError: `prompts` is one string.
-        ValueError: a number below 1, a prompt without a token, or no token that could end an answer.
+        ValueError: a number below 1, a prompt that is no text or has no token, or no token that could end an answer.
     """
     texts = answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
     return [text for _, text in sorted(texts)]
@@ -61,14 +61,18 @@ def answers(
     """
     if isinstance(prompts, str):
         raise TypeError("prompts must be a sequence of strings, got one string")
-    if max_new_tokens < 1 or batch_size < 1:
-        raise ValueError(f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}")
+    check_options(max_new_tokens, batch_size)
+    for index, text in enumerate(prompts):
+        try:
+            check_text(text)
+        except ValueError as error:
+            raise ValueError(f"prompt {index}: {error}") from error
     if not prompts:
         return
     rows = prompt_ids(prompts, tokenizer)
     if not all(rows):
         raise ValueError(f"prompt {rows.index([])} holds no token")
-    stop = _stop_ids(model, tokenizer)
+    stop = stop_ids(model, tokenizer)
     pad = stop[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     # Prompts of like length share a batch: less padding.
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
@@ -105,13 +109,35 @@ def _continue(
     return output[:, width:]
 
 
-def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What ends an answer: the tokenizer's EOS, which training teaches, and those that the model came with."""
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What ends an answer: the tokenizer's EOS, which training teaches, and those that the model came with.
+
+    Returns:
+        list of int: in ascending order.
+
+    Raises:
+        ValueError: there is none.
+    """
     own = model.generation_config.eos_token_id
     ids = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     if not ids:
         raise ValueError(f"neither {type(tokenizer).__name__} nor the model has a token that ends a sequence")
     return sorted(ids)
+
+
+def check_options(max_new_tokens: int, batch_size: int) -> None:
+    """Raises a ValueError if a number is below 1."""
+    if max_new_tokens < 1 or batch_size < 1:
+        raise ValueError(f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}")
+
+
+def check_text(text: str) -> None:
+    """Raises a ValueError if a string holds half of a surrogate pair, JSON's "\\udc80" say: no tokenizer takes it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise ValueError(f"character {error.start} is {half}, half of a surrogate pair, and no text") from error
 
 
 @contextmanager

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
+import peft.utils
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rosa.adapter import CONFIG_NAME, WEIGHTS_NAME, local_folder
 from rosa.commands import DTYPES, parser
+from rosa.digest import base_digest, digest
 from rosa.evaluation import evaluate, fingerprint
+from rosa.files import replace_text
 from rosa.methods import load_trained
+from rosa.pretrained import load_model, load_tokenizer
 from rosa.tasks import find_tasks, load_test_rows
 
 
@@ -51,12 +53,13 @@ def run(argv: list[str]) -> None:
 
     tasks = {task: load_test_rows(task, args.data_dir)[: args.limit] for task in find_tasks(args.tasks, args.data_dir)}
     adapter = None if args.adapter is None else local_folder(args.adapter)
-    made_with = {"model": _whole_name(args.model), "adapter": None if adapter is None else _adapter_config(adapter)}
+    # What is not in the weights, such as alpha.
+    adapter_config = None if adapter is None else digest(_adapter_config(adapter))
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is not a folder")
 
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype)
+    tokenizer = load_tokenizer(args.model)
+    model = load_model(args.model, dtype=args.dtype)
     if adapter is not None:
         model = load_trained(model, adapter)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -67,31 +70,29 @@ def run(argv: list[str]) -> None:
         args.output,
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
-        made_with={**made_with, "weights": fingerprint(model)},
+        made_with={
+            "model": base_digest(args.model),
+            "adapter": adapter_config,
+            "weights": fingerprint(model),
+        },
         overwrite=args.overwrite,
     )
     print(evaluation.table())
     settings = {"model": args.model, "adapter": args.adapter, "max_new_tokens": args.max_new_tokens}
-    _write(args.output / "results.json", {**settings, **evaluation.to_dict()})
-
-
-def _whole_name(model: str) -> str:
-    """One name for a folder, however it was written."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else model
+    replace_text(args.output / "results.json", json.dumps({**settings, **evaluation.to_dict()}, indent=2) + "\n")
 
 
 def _adapter_config(folder: Path) -> dict:
     """What the folder says of its adapter, RoSA's or peft's."""
-    for name in (WEIGHTS_NAME, CONFIG_NAME):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no complete adapter: {name} is missing")
+    configs = [folder / name for name in dict.fromkeys((CONFIG_NAME, peft.utils.CONFIG_NAME))]
+    config = next((file for file in configs if file.is_file()), configs[0])
+    for file in (folder / WEIGHTS_NAME, config):
+        if not file.is_file():
+            raise FileNotFoundError(f"{folder} holds no complete adapter: {file.name} is missing")
     try:
-        return json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG_NAME} is not valid JSON: {error}") from error
-
-
-def _write(file: Path, results: dict) -> None:
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+        description = json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{config} is not valid JSON: {error}") from error
+    if not isinstance(description, dict):
+        raise ValueError(f"{config} does not describe an adapter: it must hold an object, got {str(description)[:40]}")
+    return description

@@ -58,7 +58,10 @@ def load_test_rows(task: Task, data_dir: Path | None = None) -> list[dict]:
     _check_folder(data_dir)
     _check_folder(folder)
     file = folder / "test.json"
-    rows = load_rows(str(file), target="answer")
+    try:
+        rows = load_rows(str(file), target="answer")
+    except RecursionError as error:
+        raise ValueError(f"{file} is nested too deeply to be rows") from error
     _check_answers(task, rows, str(file))
     return rows
 
@@ -83,7 +86,7 @@ def _form(file: Path) -> tuple[str, ...] | str:
     """The form of answers that a task.json describes."""
     try:
         description = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(description, dict) or set(description) != {"answer"}:
         raise ValueError(f'{file} must be {{"answer": FORM}} and nothing else, got {json.dumps(description)[:80]}')

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from rosa.cli import main
 from rosa.data import prompt
 from rosa.evaluation import Evaluation, Score, evaluate
 from rosa.generation import answer
+from rosa.locking import alone_in
 from rosa.tasks import TASKS, Task, load_test_rows
 
 from .conftest import stir
@@ -141,7 +143,6 @@ def test_run_that_died_goes_on_where_it_was(model, tokenizer, tmp_path):
     file.write_bytes(before + b'{"row": 9, "instruction": "ha')
     again = evaluate(stop_after(model, 3), tokenizer, tasks, tmp_path / "broken", max_new_tokens=6, batch_size=2)
     assert again == whole
-    assert file.read_bytes().startswith(before)
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
@@ -168,6 +169,83 @@ def test_finished_evaluation_decodes_nothing_and_can_be_extended(model, tokenize
     assert sorted(line["row"] for line in lines(tmp_path)) == list(range(9))
 
 
+def test_predictions_are_judged_again_by_the_form_and_the_truth_of_today(model, tokenizer, tmp_path):
+    rows = some_rows(4)
+    texts = answer(model, tokenizer, [prompt(row["instruction"]) for row in rows], max_new_tokens=6)
+    evaluate(model, tokenizer, {OWN: rows}, tmp_path, max_new_tokens=6)
+    for row, text in zip(rows, texts, strict=True):
+        row["answer"] = text
+    model = stop_after(model, 0)
+    assert evaluate(model, tokenizer, {OWN: rows}, tmp_path, max_new_tokens=6).average == Score(4, 4)
+    assert [(line["answer"], line["correct"]) for line in lines(tmp_path)] == [(text, True) for text in texts]
+
+    other_form = Task("own", ("yes", "no"))
+    assert evaluate(model, tokenizer, {other_form: some_rows(4, "no")}, tmp_path, max_new_tokens=6).average.correct == 0
+    assert {line["extracted"] for line in lines(tmp_path)} == {None}
+    assert [line["prediction"] for line in lines(tmp_path)] == texts
+
+
+def test_verdicts_of_an_earlier_version_are_not_believed(model, tokenizer, tmp_path):
+    evaluate(model, tokenizer, {OWN: some_rows(3)}, tmp_path, max_new_tokens=6)
+    file, before = tmp_path / "predictions" / "own.jsonl", contents(tmp_path)
+    file.write_text("".join(json.dumps({**line, "correct": True, "extracted": "0"}) + "\n" for line in lines(tmp_path)))
+    again = evaluate(stop_after(model, 0), tokenizer, {OWN: some_rows(3)}, tmp_path, max_new_tokens=6)
+    assert again.average.correct == 0
+    assert contents(tmp_path) == before
+
+
+def test_predictions_of_a_tokenizer_that_nothing_is_known_of_are_refused(model, tokenizer, tmp_path):
+    evaluate(model, tokenizer, {OWN: some_rows(2)}, tmp_path, max_new_tokens=6)
+    beside = tmp_path / "predictions" / "own.made_with.json"
+    beside.write_text(json.dumps({k: v for k, v in json.loads(beside.read_text()).items() if k != "tokenizer"}))
+    with pytest.raises(ValueError, match="other settings: tokenizer was None, now [0-9a-f]{16}"):
+        evaluate(model, tokenizer, {OWN: some_rows(2)}, tmp_path, max_new_tokens=6)
+
+
+def test_other_tokens_that_end_an_answer_make_other_predictions(model, tokenizer, tmp_path):
+    evaluate(model, tokenizer, {OWN: some_rows(2)}, tmp_path, max_new_tokens=6)
+    model.generation_config.eos_token_id = [5, 7]
+    with pytest.raises(ValueError, match="other settings: stop was "):
+        evaluate(model, tokenizer, {OWN: some_rows(2)}, tmp_path, max_new_tokens=6)
+
+
+def test_run_on_the_first_rows_leaves_the_lines_of_the_others(model, tokenizer, tmp_path):
+    evaluate(model, tokenizer, {OWN: some_rows(4)}, tmp_path, max_new_tokens=6)
+    before = lines(tmp_path)
+    evaluate(model, tokenizer, {OWN: some_rows(2, answer="1")}, tmp_path, max_new_tokens=6)
+    assert [line["answer"] for line in lines(tmp_path)] == ["1", "1", "0", "0"]
+    assert lines(tmp_path)[2:] == before[2:]
+
+
+def test_two_processes_do_not_write_in_one_folder(model, tokenizer, tmp_path):
+    with alone_in(tmp_path / "predictions"):
+        with pytest.raises(ValueError, match=f"another process is at work in {tmp_path / 'predictions'}"):
+            evaluate(model, tokenizer, {OWN: some_rows(2)}, tmp_path, max_new_tokens=6)
+        assert [path.name for path in contents(tmp_path)] == [".lock"]
+
+
+def test_caller_may_have_locked_the_folder_itself(model, tokenizer, tmp_path):
+    with alone_in(tmp_path):
+        assert evaluate(model, tokenizer, {OWN: some_rows(2)}, tmp_path, max_new_tokens=6).average.total == 2
+
+
+@pytest.mark.parametrize("name", ["own.jsonl", "own.made_with.json"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_nothing_is_written_through_a_link(model, tokenizer, tmp_path, name, finished):
+    folder, elsewhere = tmp_path / "out" / "predictions", tmp_path / "elsewhere"
+    if finished:
+        evaluate(model, tokenizer, {OWN: some_rows(2)}, tmp_path / "out", max_new_tokens=6)
+        (folder / name).rename(elsewhere)
+        before = elsewhere.read_bytes()
+    else:
+        folder.mkdir(parents=True)
+        elsewhere.write_bytes(before := b"")
+    (folder / name).symlink_to(elsewhere)
+    evaluate(model, tokenizer, {OWN: some_rows(4)}, tmp_path / "out", max_new_tokens=6)
+    assert elsewhere.read_bytes() == before
+    assert not (folder / name).is_symlink() and len(lines(tmp_path / "out")) == 4
+
+
 def other_weights(model):
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight += 1e-3
@@ -179,16 +257,19 @@ def other_weights(model):
         ({"max_new_tokens": 7}, "max_new_tokens was 6, now 7"),
         ({"made_with": {"adapter": "b"}}, "adapter was a, now b"),
         ({"made_with": None}, "adapter was a, now None; weights was None, now"),
+        (
+            {"tokenizer": tiny_tokenizer(["other words"], vocab_size=320)},
+            "tokenizer was [0-9a-f]{16}, now [0-9a-f]{16}",
+        ),
         ({"tasks": {OWN: some_rows(3)[::-1]}}, "belong to other rows: row [02] differs"),
-        ({"tasks": {OWN: some_rows(3, answer="1")}}, "belong to other rows: row [0-2] differs"),
     ],
 )
 def test_predictions_made_otherwise_are_refused_and_kept(model, tokenizer, tmp_path, changes, message):
-    options = {"tasks": {OWN: some_rows(3)}, "max_new_tokens": 6, "made_with": {"adapter": "a"}}
-    evaluate(model, tokenizer, folder=tmp_path, **options)
+    options = {"tokenizer": tokenizer, "tasks": {OWN: some_rows(3)}, "max_new_tokens": 6, "made_with": {"adapter": "a"}}
+    evaluate(model, folder=tmp_path, **options)
     before = contents(tmp_path)
     with pytest.raises(ValueError, match=rf"{message}.*choose another folder, or overwrite what is there"):
-        evaluate(model, tokenizer, folder=tmp_path, **{**options, **changes})
+        evaluate(model, folder=tmp_path, **{**options, **changes})
     assert contents(tmp_path) == before
 
 
@@ -233,7 +314,38 @@ def test_nothing_to_evaluate_and_bad_truths_are_errors(model, tokenizer, tmp_pat
             evaluate(model, tokenizer, tasks, tmp_path)
     with pytest.raises(ValueError, match="`answer` must be a number"):
         evaluate(model, tokenizer, {SUMS: some_rows(2, answer="two")}, tmp_path)
+    with pytest.raises(ValueError, match="max_new_tokens and batch_size must be at least 1, got 0 and 8"):
+        evaluate(model, tokenizer, {OWN: some_rows(2)}, tmp_path, max_new_tokens=0)
     assert not contents(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["instruction", "input", "answer"])
+def test_row_with_half_a_surrogate_pair_is_named(model, tokenizer, tmp_path, field):
+    rows = some_rows(3)
+    rows[1][field] = json.loads('"ab\\udc80"')
+    with pytest.raises(ValueError, match=r"own, row 1: character 2 is '\\udc80', half of a surrogate pair"):
+        evaluate(model, tokenizer, {OWN: rows}, tmp_path)
+    assert not contents(tmp_path)
+
+
+DEEP = pytest.param("[" * 100_000, id="deep")
+
+
+@pytest.mark.parametrize("line", ["5", "null", "[]", '{"row": "0"}', '{"row": 0, "instruction": "i"}', DEEP])
+def test_line_of_another_kind_is_damage(model, tokenizer, tmp_path, line):
+    evaluate(model, tokenizer, {OWN: some_rows(1)}, tmp_path, max_new_tokens=6)
+    with open(tmp_path / "predictions" / "own.jsonl", "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=r"own.jsonl, line 2 is damaged"):
+        evaluate(model, tokenizer, {OWN: some_rows(1)}, tmp_path, max_new_tokens=6)
+
+
+@pytest.mark.parametrize("about", ["5", "null", "[]", DEEP, ""])
+def test_predictions_without_their_origin_are_refused(model, tokenizer, tmp_path, about):
+    evaluate(model, tokenizer, {OWN: some_rows(1)}, tmp_path, max_new_tokens=6)
+    (tmp_path / "predictions" / "own.made_with.json").write_text(about)
+    with pytest.raises(ValueError, match="own.made_with.json does not say what the predictions in"):
+        evaluate(model, tokenizer, {OWN: some_rows(1)}, tmp_path, max_new_tokens=6)
 
 
 # The command
@@ -320,14 +432,63 @@ def test_killed_process_resumes_to_the_same_predictions(base, data, tmp_path, ca
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    before = file.read_bytes()
-    assert 6 <= before.count(b"\n") < 40
+    before = lines(tmp_path / "broken")
+    assert 6 <= len(before) < 40
     assert not (tmp_path / "broken" / "results.json").exists()
 
     main(args(base, data, tmp_path / "broken", *options))
     assert capsys.readouterr().out == table
-    assert file.read_bytes().startswith(before)
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+    after = {line["row"]: line for line in lines(tmp_path / "broken")}
+    assert all(after[line["row"]] == after[line["row"]] | line for line in before)
+
+
+@pytest.mark.parametrize("config", ["5", "null", "true", '"x"', "[]"])
+def test_adapter_whose_configuration_is_no_object_is_told(data, tmp_path, config, capsys):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    (adapter / "adapter_config.json").write_text(config)
+    error = error_of(args("no/such/model", data, tmp_path / "out", "--adapter", adapter), capsys)
+    assert f"{adapter}/adapter_config.json does not describe an adapter: it must hold an object" in error
+
+
+@pytest.mark.parametrize("file", ["own/task.json", "own/test.json", "adapter/adapter_config.json"])
+def test_deeply_nested_json_is_told_by_file(data, tmp_path, file, capsys):
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "adapter").mkdir()
+    (tmp_path / "data" / "adapter" / "adapter_model.safetensors").write_bytes(b"")
+    (tmp_path / "data" / file).write_text("[" * 100_000)
+    adapter = ("--adapter", tmp_path / "data" / "adapter") if file.startswith("adapter") else ()
+    error = error_of(args("no/such/model", tmp_path / "data", tmp_path / "out", *adapter), capsys)
+    assert error.startswith("rosa evaluate: error: ") and str(tmp_path / "data" / file) in error
+
+
+def test_scale_of_an_adapter_is_part_of_what_predictions_belong_to(base, data, model, tmp_path, capsys):
+    adapter = tmp_path / "adapter"
+    save_pefts(model, adapter)
+    main(args(base, data, tmp_path / "out", "--limit", 1, "--adapter", adapter))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 99}))
+    error = error_of(args(base, data, tmp_path / "out", "--limit", 1, "--adapter", adapter), capsys)
+    assert "belong to another model or other settings: adapter was " in error
+
+
+def test_damaged_base_is_told_by_file(base, data, tmp_path, capsys):
+    shutil.copytree(base, tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"damaged")
+    error = error_of(args(tmp_path / "base", data, tmp_path / "out"), capsys)
+    assert f"the model in {tmp_path / 'base'} cannot be loaded: model.safetensors is truncated" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_replace_a_link(base, data, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").write_text("theirs")
+    (tmp_path / "out" / "results.json").symlink_to(tmp_path / "elsewhere")
+    main(args(base, data, tmp_path / "out", "--limit", 1))
+    assert (tmp_path / "elsewhere").read_text() == "theirs"
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["average"]["total"] == 2
 
 
 @pytest.mark.parametrize(

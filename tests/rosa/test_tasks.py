@@ -79,6 +79,7 @@ def test_unknown_task_in_a_data_folder_is_told_what_it_needs(tmp_path):
     ("description", "message"),
     [
         ('{"answer": "number"', "own/task.json is not valid JSON"),
+        pytest.param("[" * 100_000, "own/task.json is not valid JSON", id="deep"),
         ('["number"]', r'own/task.json must be \{"answer": FORM\} and nothing else, got \["number"\]'),
         ('{"anwser": "number"}', 'nothing else, got {"anwser": "number"}'),
         ('{"answer": "numbr"}', '`answer` must be "number", "letter", "text" or a list of options, got "numbr"'),
@@ -138,6 +139,7 @@ def test_row_needs_neither_input_nor_output(tmp_path):
         ),
         ([], "boolq/test.json holds no rows"),
         ("[{]", "boolq/test.json is not valid JSON: line 1"),
+        pytest.param("[" * 100_000, "boolq/test.json is nested too deeply", id="deep"),
     ],
 )
 def test_bad_row_is_named(tmp_path, rows, message):
