@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rosa.adapter import CONFIG_NAME, WEIGHTS_NAME, local_folder
+from rosa.adapter import local_folder, read_description
 from rosa.commands import DTYPES, parser
 from rosa.evaluation import evaluate, fingerprint
 from rosa.methods import load_trained
@@ -51,7 +51,7 @@ def run(argv: list[str]) -> None:
 
     tasks = {task: load_test_rows(task, args.data_dir)[: args.limit] for task in find_tasks(args.tasks, args.data_dir)}
     adapter = None if args.adapter is None else local_folder(args.adapter)
-    made_with = {"model": _whole_name(args.model), "adapter": None if adapter is None else _adapter_config(adapter)}
+    made_with = {"model": _whole_name(args.model), "adapter": None if adapter is None else read_description(adapter)}
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is not a folder")
 
@@ -78,17 +78,6 @@ def run(argv: list[str]) -> None:
 def _whole_name(model: str) -> str:
     """One name for a folder, however it was written."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
-
-
-def _adapter_config(folder: Path) -> dict:
-    """What the folder says of its adapter, RoSA's or peft's."""
-    for name in (WEIGHTS_NAME, CONFIG_NAME):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no complete adapter: {name} is missing")
-    try:
-        return json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG_NAME} is not valid JSON: {error}") from error
 
 
 def _write(file: Path, results: dict) -> None:
