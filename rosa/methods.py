@@ -109,7 +109,8 @@ def load_trained(model: nn.Module, source: str | os.PathLike) -> nn.Module:
     folder = local_folder(source)
     if not is_peft(folder):
         return load_adapter(model, folder)
-    read_description(folder)  # raises where a file is missing or no JSON
+    if "peft_type" not in read_description(folder):
+        raise ValueError(f"{folder / PEFT_CONFIG_NAME} is damaged: it names no peft_type")
     try:
         config = peft.PeftConfig.from_pretrained(folder)
     except Exception as error:  # peft checks little, and trips over what it finds
