@@ -118,7 +118,7 @@ def load_adapter(
         AdapterError: a damaged file, an unknown format version, values that are not finite, or an adapter for another
             base model.
         ValueError: the model has an adapter of this name with another configuration, the name does not fit, DeepSpeed
-            has the parameters, or this is inside `torch.inference_mode()`.
+            has the parameters, or an adapter would be added inside `torch.inference_mode()`.
         Nothing is changed after an error.
     """
     with open_adapter(local_folder(source, revision, token)) as stored:

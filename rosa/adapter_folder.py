@@ -52,7 +52,7 @@ class StoredAdapter(NamedTuple):
 
     def mismatch(self, expected: Mapping[str, tuple[int, ...]]) -> str | None:
         """The first thing, in words, in which the tensors differ from those of the names and shapes expected."""
-        stored = self.file.keys()
+        stored = dict.fromkeys(self.file.keys())
         for name, shape in expected.items():
             if name not in stored:
                 return f"{name} is missing"
