@@ -1,38 +1,53 @@
-"""Adapters on disk: a folder with `adapter_model.safetensors`, `adapter_config.json` and a model card, `README.md`.
-
-The configuration stands in the weights' own metadata too, so that replacing that one file replaces the adapter: a
-process that is killed while it saves leaves the old adapter or the new one. `adapter_config.json` is the copy for
-people and for the hub.
-"""
+"""Adapters on disk: saved from a patched model, loaded into a model of their base."""
 
 from __future__ import annotations
 
-import json
 import os
-import warnings
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from rosa import zero
-from rosa.card import MARK, model_card
+from rosa.adapter_folder import (
+    ADAPTER_TYPE,
+    CARD_NAME,
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    has_adapter,
+    is_peft,
+    local_folder,
+    open_adapter,
+    read_description,
+    refuse_model_folder,
+    remove_adapter,
+    write_adapter,
+)
 from rosa.config import RosaConfig
 from rosa.errors import AdapterError
 from rosa.parallel import shard_like, whole
-from rosa.patching import add_adapter, base_name, describe_base, is_patched, make_adapter
-from rosa.record import patched
+from rosa.patching import add_adapter, base_name, describe_base, make_adapter, plan_adapter
+from rosa.record import is_patched, patched
 
+__all__ = [
+    "CARD_NAME",
+    "CONFIG_NAME",
+    "WEIGHTS_NAME",
+    "has_adapter",
+    "is_peft",
+    "load_adapter",
+    "local_folder",
+    "read_description",
+    "refuse_model_folder",
+    "remove_adapter",
+    "save_adapter",
+]
 FORMAT_VERSION = 1
-WEIGHTS_NAME = "adapter_model.safetensors"
-CONFIG_NAME = "adapter_config.json"
-CARD_NAME = "README.md"
 
 
 def save_adapter(model: nn.Module, folder: str | os.PathLike, adapter_name: str | None = None) -> None:
@@ -47,28 +62,33 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, adapter_name: str 
         adapter_name (str, optional): None saves the active adapter.
 
     Raises:
-        ValueError: the model is not patched, or the adapter stands on the meta device.
+        ValueError: the model is not patched, the adapter stands on the meta device, or the folder holds a model.
         KeyError: the model has no such adapter.
-        OSError: the files cannot be written. An adapter that was there is whole.
+        FloatingPointError: a value is not finite.
+        OSError: the files cannot be written.
+        Nothing is written then, and an adapter that was there is whole.
     """
     adapter = patched(model)[1].adapter(adapter_name)
     if any(tensor.is_meta for tensor in adapter.tensors().values()):
         raise ValueError("this model is on the meta device: its adapter has no values to save")
+    folder = Path(folder)
+    refuse_model_folder(folder)
     parameters = list(adapter.parameters().values())
     with zero.gathered(parameters):
         tensors = {name: whole(tensor).cpu().contiguous() for name, tensor in adapter.tensors().items()}
+    broken = _not_finite(tensors)
+    if broken:
+        raise FloatingPointError(f"{broken}, so the adapter was not saved; what was in {folder} is as it was")
     if any(isinstance(p, DTensor) or zero.is_partitioned(p) for p in parameters) and dist.get_rank() != 0:
         return
     description = {
-        "adapter_type": "rosa",
+        "adapter_type": ADAPTER_TYPE,
         "format_version": FORMAT_VERSION,
         "base_model_name_or_path": base_name(model),
         "base": describe_base(model),
         "config": asdict(adapter.config),
     }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder, description, tensors)
+    write_adapter(folder, description, tensors)
 
 
 def load_adapter(
@@ -95,35 +115,42 @@ def load_adapter(
 
     Raises:
         FileNotFoundError: the folder or a file in it is missing.
-        AdapterError: a damaged file, an unknown format version, or an adapter for another base model.
-        ValueError: the model has an adapter of this name with another configuration, the name does not fit, or
-            DeepSpeed has the parameters.
+        AdapterError: a damaged file, an unknown format version, values that are not finite, or an adapter for another
+            base model.
+        ValueError: the model has an adapter of this name with another configuration, the name does not fit, DeepSpeed
+            has the parameters, or an adapter would be added inside `torch.inference_mode()`.
         Nothing is changed after an error.
     """
-    description, tensors = _read(local_folder(source, revision, token))
-    config = _config(description, source)
-    _check_base(model, description, source)
-    record = patched(model)[1] if is_patched(model) else None
-    known = record is not None and adapter_name in record.adapters
-    if known:
-        adapter = record.adapters[adapter_name]
-        if adapter.config != config:
-            raise ValueError(f"this model is patched with {adapter.config}, the adapter in {source} has {config}")
-        if adapter_name != record.active:
-            record.check_switchable(model)
-    else:
-        adapter = make_adapter(model, config, adapter_name)
-    if any(zero.is_managed(p) for p in adapter.parameters().values()):
-        raise ValueError(
-            f"DeepSpeed keeps the parameters of this {type(model).__name__} already, and would not see other values: "
-            "load the adapter before deepspeed.initialize, and not under ZeRO-3's Init"
-        )
-    mismatch = _mismatch(adapter.tensors(), tensors)
-    if mismatch:
-        raise AdapterError(f"the weights in {source} do not fit this {type(model).__name__}: {mismatch}")
+    with open_adapter(local_folder(source, revision, token)) as stored:
+        config = _config(stored.description, source)
+        _check_base(model, stored.description, source)
+        record = patched(model)[1] if is_patched(model) else None
+        known = record is not None and adapter_name in record.adapters
+        if known:
+            adapter = record.adapters[adapter_name]
+            if adapter.config != config:
+                raise ValueError(f"this model is patched with {adapter.config}, the adapter in {source} has {config}")
+            if adapter_name != record.active:
+                record.check_switchable(model)
+            _refuse_managed(model, adapter.parameters().values())
+            shapes = {name: tuple(tensor.shape) for name, tensor in adapter.tensors().items()}
+        else:
+            plan = plan_adapter(model, config, adapter_name)
+            _refuse_managed(model, (norm.weight for norm in plan.norms.values()))
+            shapes = plan.shapes()
+        mismatch = stored.mismatch(shapes)
+        if mismatch:
+            raise AdapterError(f"the weights in {source} do not fit this {type(model).__name__}: {mismatch}")
+        if not known:  # only now: what it takes in memory is there on disk
+            adapter = make_adapter(plan, empty=True)
+            _refuse_managed(model, adapter.parameters().values())
+        tensors = {name: stored.tensor(name).to(place.dtype) for name, place in adapter.tensors().items()}
+    broken = _not_finite(tensors)
+    if broken:
+        raise AdapterError(f"the weights in {source} are of no use: {broken}")
 
-    for name, tensor in adapter.tensors().items():
-        tensor.copy_(shard_like(tensors[name], tensor))
+    for name, place in adapter.tensors().items():
+        place.copy_(shard_like(tensors[name], place))
     if not known:
         add_adapter(model, adapter_name, adapter)
     elif adapter_name != record.active:
@@ -131,61 +158,11 @@ def load_adapter(
     return model
 
 
-def has_adapter(folder: str | os.PathLike) -> bool:
-    """Whether the folder holds an adapter, or part of one."""
-    return any((Path(folder) / name).exists() for name in (WEIGHTS_NAME, CONFIG_NAME))
-
-
-def local_folder(source: str | os.PathLike, revision: str | None = None, token: str | None = None) -> Path:
-    """The folder of an adapter, RoSA's or peft's; one on the hub is fetched first.
-
-    Args:
-        source (path or str): a folder, or a repository of the Hugging Face hub ("user/name").
-        revision (str, optional): branch, tag or commit on the hub.
-        token (str, optional): for the hub.
-
-    Raises:
-        FileNotFoundError: it is neither.
-    """
-    if Path(source).is_dir():
-        return Path(source)
-    name = os.fspath(source)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        try:
-            files = [WEIGHTS_NAME, CONFIG_NAME]
-            return Path(snapshot_download(name, allow_patterns=files, revision=revision, token=token))
-        except Exception as error:
-            raise FileNotFoundError(f"{name} is neither a folder here nor to be had from the hub: {error}") from error
-    raise FileNotFoundError(f"there is no adapter folder {name}")
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    for name in (WEIGHTS_NAME, CONFIG_NAME):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no complete adapter: {name} is missing")
-    try:
-        with safe_open(folder / WEIGHTS_NAME, framework="pt") as file:
-            text = (file.metadata() or {})["adapter_config"]
-            description, tensors = json.loads(text), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise AdapterError(f"{folder / WEIGHTS_NAME} is truncated or no safetensors file: {error}") from error
-    except (KeyError, ValueError) as error:
-        raise AdapterError(f"{folder / WEIGHTS_NAME} carries no RoSA configuration in its metadata") from error
-    if not (isinstance(description, dict) and isinstance(description.get("base"), dict)):
-        raise AdapterError(f"{folder / WEIGHTS_NAME} carries a RoSA configuration without a base: {text[:80]}")
-    if (folder / CONFIG_NAME).read_text(encoding="utf-8").strip() != text:
-        warnings.warn(
-            f"{folder / CONFIG_NAME} differs from the configuration stored with the weights, which is used",
-            stacklevel=3,
-        )
-    return description, tensors
-
-
 def _config(description: dict[str, Any], source: str | os.PathLike) -> RosaConfig:
     version = description.get("format_version")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise AdapterError(
-            f"the adapter in {source} has format version {version}, this RoSA reads {FORMAT_VERSION}: "
+            f"the adapter in {source} has format version {version!r}, this RoSA reads {FORMAT_VERSION}: "
             "load it with the version of RoSA that wrote it, or a newer one"
         )
     try:
@@ -195,52 +172,33 @@ def _config(description: dict[str, Any], source: str | os.PathLike) -> RosaConfi
 
 
 def _check_base(model: nn.Module, description: dict[str, Any], source: str | os.PathLike) -> None:
-    here, theirs = describe_base(model), description.get("base_model_name_or_path") or "its base"
+    here, base = describe_base(model), description["base"]
+    missing = here.keys() - base.keys()
+    if missing:
+        raise AdapterError(f"the adapter in {source} does not say {', '.join(sorted(missing))} of its base")
+    theirs = description.get("base_model_name_or_path") or "its base"
     differences = [
         f"{field} is {here.get(field)} in this {type(model).__name__}, {expected} in {theirs}"
-        for field, expected in description["base"].items()
+        for field, expected in base.items()
         if here.get(field) != expected
     ]
     if differences:
-        raise AdapterError(f"the adapter in {source} was made for another base: {'; '.join(differences)}")
+        text = " ".join("; ".join(differences).split())  # whatever the file holds
+        raise AdapterError(f"the adapter in {source} was made for another base: {text}")
 
 
-def _mismatch(expected: dict[str, Tensor], tensors: dict[str, Tensor]) -> str | None:
-    """The first thing, in words, in which the tensors on disk differ from those that the model has a place for."""
-    for name, tensor in expected.items():
-        if name not in tensors:
-            return f"{name} is missing"
-        if tensors[name].shape != tensor.shape:
-            return f"{name} is {list(tensors[name].shape)}, expected {list(tensor.shape)}"
-    return next((f"{name} has no place in the model" for name in tensors if name not in expected), None)
+def _refuse_managed(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    if any(map(zero.is_managed, parameters)):
+        raise ValueError(
+            f"DeepSpeed keeps the parameters of this {type(model).__name__} already, and would not see other values: "
+            "load the adapter before deepspeed.initialize, and not under ZeRO-3's Init"
+        )
 
 
-def _write(folder: Path, description: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    text = json.dumps(description, indent=2)
-    card, config, weights = folder / CARD_NAME, folder / CONFIG_NAME, folder / WEIGHTS_NAME
-    try:
-        # One key of metadata: safetensors writes several in any order, and equal adapters should be equal files. Not
-        # save_file: that has a temporary file of its own, under a name that nobody could clean up after a kill.
-        _temporary(weights).write_bytes(save(tensors, metadata={"adapter_config": text}))
-        _temporary(config).write_text(text + "\n", encoding="utf-8")
-        if not card.exists() or MARK in card.read_text(encoding="utf-8", errors="replace"):
-            _temporary(card).write_text(model_card(description, tensors), encoding="utf-8")
-            _replace(card)
-        for path in (config, weights):  # the weights last: they are what makes it the new adapter
-            _replace(path)
-    except OSError as error:
-        raise OSError(f"the adapter could not be saved in {folder}: {error}. One that was there is whole") from error
-    finally:  # also what a killed process has left
-        for path in (card, config, weights):
-            _temporary(path).unlink(missing_ok=True)
+def _not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """The first tensor with a value that is not finite, in words."""
+    return next((f"{name} holds values that are not finite" for name, t in tensors.items() if not _finite(t)), None)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")
-
-
-def _replace(path: Path) -> None:
-    """Puts the temporary file in the path's place, once it is on the disk in full."""
-    with open(_temporary(path), "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(_temporary(path), path)
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())

@@ -50,7 +50,7 @@ def model_card(description: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     """The text of README.md, with the metadata that the hub reads.
 
     Args:
-        description (dict): as it stands in `adapter_config.json`.
+        description (dict): as it stands in `rosa_config.json`.
         tensors (dict of Tensor): the adapter's, by name.
     """
     base = description["base_model_name_or_path"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 ADAPTER_DTYPES = ("float32", "bfloat16", "float16", "float64")
+FLOAT32 = torch.finfo(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class RosaConfig:
 
     Args:
         r_low (float): share of the rotary pairs, counted from the lowest frequency, that is enhanced; in (0, 1].
-        alpha (float): strength of the enhancement, Eq. 4; finite.
+        alpha (float): strength of the enhancement, Eq. 4; within the range of float32, in which kernels compute.
         rank (int): inner size of the low-rank projections W_down W_up (Eq. 2) and W_GQA (Eq. 3); at least 1.
         train_norms (bool): train the weights of the norms that stand in the adapted decoder layers themselves.
         layers (tuple of int or None): indices of the decoder layers to adapt, from 0; None adapts all.
@@ -39,8 +40,11 @@ class RosaConfig:
         _require_number("alpha", self.alpha)
         if not 0 < self.r_low <= 1:
             raise ValueError(f"r_low must lie in (0, 1], got {self.r_low}")
-        if not math.isfinite(self.alpha):
-            raise ValueError(f"alpha must be finite, got {self.alpha}")
+        if not (self.alpha == 0 or FLOAT32.tiny <= abs(self.alpha) <= FLOAT32.max):
+            raise ValueError(
+                f"alpha must be finite, and 0 or {FLOAT32.tiny:.4g} to {FLOAT32.max:.4g} in size, as float32 is, "
+                f"got {self.alpha}"
+            )
         if isinstance(self.rank, bool) or not isinstance(self.rank, int):
             raise TypeError(f"rank must be an int, got {self.rank!r}")
         if self.rank < 1:

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
-from rosa.adapter import CONFIG_NAME, WEIGHTS_NAME, has_adapter
+from rosa.adapter import has_adapter, remove_adapter
 from rosa.data import load_rows, tokenize
 from rosa.finetune_arguments import FinetuneArguments
 from rosa.methods import ROSA, attach, callbacks, resumes, trainable
@@ -135,7 +135,8 @@ class _ClearOutput(TrainerCallback):
         if not state.is_world_process_zero:
             return
         output = Path(args.output_dir)
-        for name in (TRAINER_STATE_NAME, *([WEIGHTS_NAME, CONFIG_NAME] if self.overwrite else [])):
-            (output / name).unlink(missing_ok=True)
+        (output / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        if self.overwrite:
+            remove_adapter(output)
         for checkpoint in _checkpoints(output) if self.overwrite else []:
             shutil.rmtree(checkpoint)

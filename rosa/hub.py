@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
-from rosa.adapter import CARD_NAME, save_adapter
+from rosa.adapter import save_adapter
+from rosa.adapter_folder import CARD_NAME, NOTE_NAME, PEFT_CONFIG_NAME, is_note, model_file
 from rosa.card import MARK
 
 
@@ -28,7 +28,8 @@ def push_to_hub(
 ) -> str:
     """Pushes an adapter and its model card to a repository of the hub, which is made if need be.
 
-    A model card there that RoSA did not write stays as it is. `load_adapter(model, repo_id)` loads what was pushed.
+    An adapter there is replaced; a model card that RoSA did not write stays. `load_adapter(model, repo_id)` loads what
+    was pushed.
 
     Args:
         model (nn.Module): a patched model.
@@ -44,9 +45,10 @@ def push_to_hub(
         The URL of the commit or of the pull request.
 
     Raises:
-        ValueError: the model is not patched, `repo_id` is no name of a repository, or both `revision` and `create_pr`
-            are given.
+        ValueError: the model is not patched, `repo_id` is no name of a repository or that of one which holds a model,
+            or both `revision` and `create_pr` are given.
         KeyError: the model has no such adapter.
+        FloatingPointError: a value of the adapter is not finite.
         PermissionError: the hub refused the token, or what was asked with it.
         ConnectionError: the hub cannot be reached.
         HfHubHTTPError: another answer of the hub.
@@ -61,14 +63,15 @@ def push_to_hub(
             api.create_repo(repo_id, private=private, exist_ok=True)
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
-            if _has_card_of_its_own(api, repo_id, revision):
-                Path(folder, CARD_NAME).unlink()
+            for name in _files_of_others(api, repo_id, revision):
+                Path(folder, name).unlink()
             commit = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
                 commit_message=commit_message,
                 revision=revision,
                 create_pr=create_pr,
+                delete_patterns=PEFT_CONFIG_NAME,  # of the adapter that was there
             )
         except HfHubHTTPError as error:
             if error.response.status_code not in (401, 403):
@@ -84,11 +87,23 @@ def push_to_hub(
     return commit.pr_url or commit.commit_url
 
 
-def _has_card_of_its_own(api: HfApi, repo_id: str, revision: str | None) -> bool:
-    """Whether the repository has a model card that RoSA did not write."""
+def _files_of_others(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
+    """The files in the repository, of those that RoSA writes beside an adapter, that it did not write.
+
+    Raises:
+        ValueError: the repository holds a model.
+    """
+    try:
+        there = api.list_repo_files(repo_id, revision=revision)
+    except RevisionNotFoundError:  # a repository without commits
+        return []
     with TemporaryDirectory() as folder:
-        try:
-            card = api.hf_hub_download(repo_id, CARD_NAME, revision=revision, local_dir=os.fspath(folder))
-        except (EntryNotFoundError, RevisionNotFoundError):  # the latter in a repository without commits
-            return False
-        return MARK not in Path(card).read_text(encoding="utf-8")
+
+        def read(name: str) -> bytes:
+            return Path(api.hf_hub_download(repo_id, name, revision=revision, local_dir=folder)).read_bytes()
+
+        file = model_file(there, lambda: read(NOTE_NAME))
+        if file is not None:
+            raise ValueError(f"{repo_id} on the hub holds a model ({file}): choose another repository for the adapter")
+        ours = {CARD_NAME: lambda content: MARK.encode() in content, NOTE_NAME: is_note}
+        return [name for name, is_ours in ours.items() if name in there and not is_ours(read(name))]

@@ -5,18 +5,18 @@ The settings are those of the paper's baselines; what it does not name is peft's
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import peft
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import TrainerCallback
 
-from rosa.adapter import CONFIG_NAME, load_adapter, local_folder
+from rosa.adapter import load_adapter
+from rosa.adapter_folder import PEFT_CONFIG_NAME, WEIGHTS_NAME, is_peft, local_folder, read_description
 from rosa.config import RosaConfig
 from rosa.decoder import decoder_layers
 from rosa.patching import count_parameters, is_patched, patch
@@ -107,12 +107,28 @@ def load_trained(model: nn.Module, source: str | os.PathLike) -> nn.Module:
         ValueError: the adapter is damaged or does not fit the model.
     """
     folder = local_folder(source)
-    if not _is_peft(folder):
+    if not is_peft(folder):
         return load_adapter(model, folder)
+    if "peft_type" not in read_description(folder):
+        raise ValueError(f"{folder / PEFT_CONFIG_NAME} is damaged: it names no peft_type")
     try:
-        return peft.PeftModel.from_pretrained(model, folder)
-    except (RuntimeError, KeyError) as error:
-        raise ValueError(f"the adapter in {source} does not fit {type(model).__name__}: {error}") from error
+        config = peft.PeftConfig.from_pretrained(folder)
+    except Exception as error:  # peft checks little, and trips over what it finds
+        raise ValueError(
+            f"{folder / PEFT_CONFIG_NAME} is no configuration of this peft ({peft.__version__}): "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    try:
+        with safe_open(folder / WEIGHTS_NAME, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS_NAME} is truncated or no safetensors file: {error}") from error
+    try:
+        return peft.PeftModel.from_pretrained(model, folder, config=config)
+    except Exception as error:
+        raise ValueError(
+            f"the adapter in {source} does not fit {type(model).__name__}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def trainable(model: nn.Module) -> tuple[int, int]:
@@ -161,10 +177,3 @@ def resumes(method: str) -> bool:
 def callbacks(method: str) -> list[TrainerCallback]:
     """What the Trainer has to call for a method while it trains."""
     return [AllocateRanks()] if method == "adalora" else []
-
-
-def _is_peft(folder: Path) -> bool:
-    try:
-        return "peft_type" in json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False  # load_adapter says what is wrong

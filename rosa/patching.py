@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from rosa.config import RosaConfig
 from rosa.decoder import decoder_layers
 from rosa.errors import UnsupportedModelError
 from rosa.probe import RotarySite, nearest_config, rotary_sites
-from rosa.record import ADAPTER_NAME, Adapter, Patch, check_not_sharded, patched, trained_weight
+from rosa.record import ADAPTER_NAME, Adapter, Patch, check_not_sharded, is_patched, patched, trained_weight
 from rosa.roae import RoAE
-from rosa.trainable import keep_unpacked, refuse_layers_without_backward, refuse_offloaded
+from rosa.rotary import RotaryLayout
+from rosa.saving import save_pretrained_saves_adapters
+from rosa.trainable import keep_unpacked, refuse_inference_mode, refuse_layers_without_backward, refuse_offloaded
 
 # What wrappers inside a model put into names: torch.compile, activation checkpoints, FSDP1, and PEFT's tuners.
 WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "base_layer"}
@@ -38,23 +41,40 @@ def patch(model: nn.Module, config: RosaConfig | None = None, adapter_name: str 
 
     Raises:
         TypeError: `config` is no RosaConfig.
-        ValueError: the model has an adapter of this name, or the name or the configuration does not fit.
+        ValueError: the model has an adapter of this name, is part of a model that is patched, or the name or the
+            configuration does not fit; or this is inside `torch.inference_mode()`.
         UnsupportedModelError: the model cannot be adapted.
         Nothing is changed after an error.
     """
-    add_adapter(model, adapter_name, make_adapter(model, config, adapter_name))
+    add_adapter(model, adapter_name, make_adapter(plan_adapter(model, config, adapter_name)))
     return model
 
 
-def make_adapter(model: nn.Module, config: RosaConfig | None, adapter_name: str) -> Adapter:
-    """The adapter that `patch` adds, not added yet: all of `patch` that can fail."""
+class Plan(NamedTuple):
+    """An adapter that fits a model, before anything is made for it."""
+
+    config: RosaConfig
+    base: dict[str, int | str | bool]  # the shape of the model
+    sites: dict[str, RotarySite]  # by the names of the attention modules
+    norms: dict[str, nn.Module]  # that it trains, by the full names of their weights
+    base_weights: dict[str, Tensor]  # of norms that hold another adapter's
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of everything that the adapter learns, by full name."""
+        modules = {name: RoAE.shapes(self.config, *_sizes(site)) for name, site in self.sites.items()}
+        own = {f"{name}.{ADAPTER_NAME}.{w}": shape for name, shapes in modules.items() for w, shape in shapes.items()}
+        return own | {name: tuple(norm.weight.shape) for name, norm in self.norms.items()}
+
+
+def plan_adapter(model: nn.Module, config: RosaConfig | None, adapter_name: str) -> Plan:
+    """The adapter that `patch` adds, not made yet: all of `patch` that can fail."""
     config = RosaConfig() if config is None else config
     if not isinstance(config, RosaConfig):
         raise TypeError(f"config must be a rosa.RosaConfig, got {type(config).__name__}")
     if not isinstance(adapter_name, str) or not re.fullmatch(r"[\w-]+", adapter_name):
         raise ValueError(f"adapter_name must be letters, digits, '_' and '-', got {adapter_name!r}")
     owner, record = patched(model) if is_patched(model) else (_unwrapped(model), None)
-    base_weights = {}  # of norms that hold an adapter's
+    base_weights = {}
     if record is not None:
         if adapter_name in record.adapters:
             raise ValueError(
@@ -64,20 +84,39 @@ def make_adapter(model: nn.Module, config: RosaConfig | None, adapter_name: str)
         record.check_switchable(model)
         base_weights = {name: weight.data for name, weight in record.active_adapter.weights.items()}
 
+    refuse_inference_mode(owner)
     refuse_layers_without_backward(owner)
     rotating = rotary_sites(owner)
     sites = _adapted_sites(owner, rotating, config)
-    modules = {_plain(site.name): module for site, module in zip(sites, _make_adapters(sites, config), strict=True)}
-    norms = _trained_norms(sites) if config.train_norms else {}
-    return Adapter(
+    for site in sites:
+        _refuse_offloaded_site(site)
+    plan = Plan(
         config,
         base=_described(owner, rotating),
-        attentions={_plain(site.name): site.attention for site in sites},
+        sites={_plain(site.name): site for site in sites},
+        norms=_trained_norms(sites) if config.train_norms else {},
+        base_weights=base_weights,
+    )
+    plan.shapes()  # r_low may leave no pair
+    return plan
+
+
+def make_adapter(plan: Plan, *, empty: bool = False) -> Adapter:
+    """The adapter of a plan, not attached yet; `empty` leaves its modules without values."""
+    config = plan.config
+    modules = {}
+    for name, site in plan.sites.items():
+        device = next(site.attention.parameters()).device
+        modules[name] = RoAE(config, *_sizes(site), device, empty=empty).train(site.attention.training)
+    return Adapter(
+        config,
+        base=plan.base,
+        attentions={name: site.attention for name, site in plan.sites.items()},
         modules=modules,
-        norms=norms,
+        norms=plan.norms,
         weights={
-            name: trained_weight(norm, base_weights.get(name, norm.weight), config.torch_dtype)
-            for name, norm in norms.items()
+            name: trained_weight(norm, plan.base_weights.get(name, norm.weight), config.torch_dtype)
+            for name, norm in plan.norms.items()
         },
     )
 
@@ -88,9 +127,11 @@ def add_adapter(model: nn.Module, adapter_name: str, adapter: Adapter) -> None:
         owner = _unwrapped(model)
         # PEFT has frozen a base that carries its adapters, and may rename parameters until `unpatch`.
         frozen = {} if hasattr(owner, "peft_config") else dict(owner.named_parameters())
-        owner._rosa = Patch({name: p.requires_grad for name, p in frozen.items()}, hooks=[keep_unpacked(owner)])
+        flags = {name: p.requires_grad for name, p in frozen.items()}
+        owner._rosa = Patch(type(owner).__name__, flags, hooks=[keep_unpacked(owner)])
         for parameter in frozen.values():
             parameter.requires_grad_(False)
+        save_pretrained_saves_adapters()
     patched(model)[1].add(adapter_name, adapter)
 
 
@@ -114,18 +155,11 @@ def unpatch(model: nn.Module) -> nn.Module:
         )
     record.check_enabled()
     check_not_sharded(model)
-    record.active_adapter.detach()
-    for hook in record.hooks:
-        hook.remove()
+    record.remove()
     for name, flag in record.requires_grad.items():
         parameters[name].requires_grad_(flag)
     del owner._rosa
     return model
-
-
-def is_patched(model: nn.Module) -> bool:
-    """Whether the model, or a model that it wraps, carries RoSA."""
-    return any("_rosa" in module.__dict__ for module in model.modules())
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -250,17 +284,16 @@ def _trained_norms(sites: list[RotarySite]) -> dict[str, nn.Module]:
     return {name: norm for name, norm in norms.items() if shared[id(norm.weight)] == 1}
 
 
-def _make_adapters(sites: list[RotarySite], config: RosaConfig) -> list[RoAE]:
-    """The adapter of every site, not attached yet."""
-    adapters = []
-    for site in sites:
-        device = next(site.attention.parameters()).device
-        if device.type == "meta" and any(hasattr(module, "_hf_hook") for module in site.attention.modules()):
-            raise UnsupportedModelError(
-                f"{site.name} is offloaded to the CPU or to disk; RoSA trains models in device memory. To generate, "
-                "patch the model or load its adapter first, and offload it then"
-            )
-        _, heads, key_heads, _, layout = site.shape
-        adapter = RoAE(config, site.shape.hidden_size, heads, key_heads, layout, device)
-        adapters.append(adapter.train(site.attention.training))
-    return adapters
+def _sizes(site: RotarySite) -> tuple[int, int, int, RotaryLayout]:
+    """What RoAE wants to know of an attention module."""
+    hidden_size, heads, key_heads, _, layout = site.shape
+    return hidden_size, heads, key_heads, layout
+
+
+def _refuse_offloaded_site(site: RotarySite) -> None:
+    device = next(site.attention.parameters()).device
+    if device.type == "meta" and any(hasattr(module, "_hf_hook") for module in site.attention.modules()):
+        raise UnsupportedModelError(
+            f"{site.name} is offloaded to the CPU or to disk; RoSA trains models in device memory. To generate, patch "
+            "the model or load its adapter first, and offload it then"
+        )

@@ -25,10 +25,12 @@ def load_model(name: str | os.PathLike, dtype: str = "auto") -> PreTrainedModel:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: a file in it is missing or damaged, or no causal language model can be made of it.
+        ValueError: a file in it is missing or damaged, no causal language model can be made of it, or it was saved
+            while RoSA's adapter was in it.
     """
     from transformers import AutoModelForCausalLM
 
+    _refuse_patched(Path(name))
     with _faults_told(name, "model"):
         return AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
 
@@ -52,6 +54,22 @@ def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     if folder.is_dir() and files and not any((folder / file).is_file() for file in {*files, "tokenizer.json"}):
         raise ValueError(f"{name} holds no tokenizer: there is none of {', '.join(sorted(files))}")
     return tokenizer
+
+
+def _refuse_patched(folder: Path) -> None:
+    """Refuses what `save_pretrained` made of patched models before it saved their adapters: transformers would load it
+    without RoAE, but with the norms that were trained."""
+    for path in sorted(folder.glob("model*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                patched = any(".roae." in name for name in file.keys())  # noqa: SIM118
+        except (SafetensorError, OSError):
+            continue  # told of when it is loaded
+        if patched:
+            raise ValueError(
+                f"{folder} was written by save_pretrained of a model that RoSA had patched ({path.name}): its norms "
+                "are tuned. Load the base itself, and the adapter from a folder that rosa.save_adapter wrote"
+            )
 
 
 @contextmanager

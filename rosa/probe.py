@@ -232,7 +232,7 @@ def _twin(attention: nn.Module, config: Any, device: str) -> nn.Module:
         if p.kind is p.POSITIONAL_OR_KEYWORD
     }
     try:
-        with torch.device(device):
+        with torch.device(device), torch.random.fork_rng(devices=()):  # the CPU's twin draws weights
             twin = type(attention)(**arguments)
     except Exception as error:
         raise UnsupportedModelError(

@@ -19,8 +19,10 @@ from torch.utils.hooks import RemovableHandle
 
 from rosa.config import RosaConfig
 from rosa.rotary import attach, serve_adapters
+from rosa.saving import save_pretrained_saves_adapters
 
 ADAPTER_NAME = "roae"
+PART_OF = "_rosa_part_of"  # on every adapted attention module, the name of the patched model's class: copies keep it
 
 
 class NormWeight(NamedTuple):
@@ -132,6 +134,7 @@ class Adapter:
 class Patch:
     """What `patch` did to a model, kept on it as `_rosa`."""
 
+    owner: str  # the name of the model's class
     requires_grad: dict[str, bool]  # of every parameter, before
     adapters: dict[str, Adapter] = field(default_factory=dict)
     active: str | None = None  # None until the first adapter is in
@@ -162,6 +165,8 @@ class Patch:
         for key, attention in new.items():
             self.hooks += attach(attention, ADAPTER_NAME, adapter.modules[key])
         self.attentions |= new
+        for attention in new.values():
+            setattr(attention, PART_OF, self.owner)
         if new:  # torch.compile does not look again for hooks of a module that it made a graph of
             torch.compiler.reset()
 
@@ -184,29 +189,54 @@ class Patch:
         if not self.active_adapter.attached:
             raise ValueError("the adapters of this model cannot be changed inside `with rosa.disabled(model)`")
 
+    def remove(self) -> None:
+        """Takes the active adapter out, and all hooks and marks."""
+        self.active_adapter.detach()
+        for hook in self.hooks:
+            hook.remove()
+        for attention in self.attentions.values():
+            delattr(attention, PART_OF)
+
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        for attention in self.attentions.values():  # a process that unpickles a model may not have patched one yet
+        save_pretrained_saves_adapters()  # a process that unpickles a model may not have patched one yet
+        for attention in self.attentions.values():
             serve_adapters(type(attention))
+
+
+def is_patched(model: nn.Module) -> bool:
+    """Whether the model, a model that it wraps, or one that it is part of, carries RoSA."""
+    return any("_rosa" in module.__dict__ or PART_OF in module.__dict__ for module in model.modules())
 
 
 def patched(model: nn.Module) -> tuple[nn.Module, Patch]:
     """The patched model, which may stand inside wrappers such as DDP, and its record.
 
     Raises:
-        ValueError: the model is not patched.
+        ValueError: the model is not patched, or is only part of one that is, such as its trunk.
     """
     for module in model.modules():
         if "_rosa" in module.__dict__:
             return module, module._rosa
+    owner = next((module.__dict__[PART_OF] for module in model.modules() if PART_OF in module.__dict__), None)
+    if owner is not None:
+        raise ValueError(
+            f"this {type(model).__name__} has layers of a {owner} that rosa.patch has patched: call it with that "
+            f"{owner}, or rosa.unpatch that first"
+        )
     raise ValueError(f"this {type(model).__name__} is not patched; call rosa.patch(model) first")
 
 
-def check_not_sharded(model: nn.Module) -> None:
-    """Raises ValueError where FSDP or DeepSpeed's ZeRO-3 spreads the parameters over several processes."""
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP or DeepSpeed's ZeRO-3 spreads the parameters over several processes."""
     fsdp = any(isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in model.modules())
     # Of a module inside a sharded one, the parameters alone tell; ZeRO-3 marks them with `ds_id`.
-    if fsdp or any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters()):
+    return fsdp or any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
+
+
+def check_not_sharded(model: nn.Module) -> None:
+    """Raises ValueError where the parameters are spread over several processes."""
+    if is_sharded(model):
         raise ValueError(
             f"this {type(model).__name__} is sharded over several processes, where adapters cannot be switched: do it "
             "before the model is sharded, or use a second model"

@@ -27,6 +27,7 @@ class RoAE(nn.Module):
         heads, key_heads (int): query and key heads; no key heads where the module rotates queries alone.
         layout (RotaryLayout): how the model rotates.
         device (torch.device): where the parameters are made.
+        empty (bool): leave them without values, for those of an adapter that is loaded.
 
     Raises:
         ValueError: r_low leaves no pair.
@@ -40,21 +41,37 @@ class RoAE(nn.Module):
         key_heads: int,
         layout: RotaryLayout,
         device: torch.device | str | None = None,
+        *,
+        empty: bool = False,
     ):
         super().__init__()
-        self.alpha, self.layout = config.alpha, layout
+        self.alpha, self.layout, self.heads = config.alpha, layout, heads
+        shapes = self.shapes(config, hidden_size, heads, key_heads, layout)
+
+        def weight(name: str) -> nn.Parameter | None:
+            if name not in shapes:
+                return None
+            return nn.Parameter(torch.empty(shapes[name], dtype=config.torch_dtype, device=device))
+
+        self.down, self.up = weight("down"), weight("up")
+        self.gqa_down, self.gqa_up = weight("gqa_down"), weight("gqa_up")
+        if not empty:
+            self.reset_parameters()
+
+    @staticmethod
+    def shapes(
+        config: RosaConfig, hidden_size: int, heads: int, key_heads: int, layout: RotaryLayout
+    ) -> dict[str, tuple[int, int]]:
+        """The shapes of the parameters, by name; the arguments are the module's own.
+
+        Raises:
+            ValueError: r_low leaves no pair.
+        """
         d_low = 2 * config.low_pairs(layout.rotary_dim)
-
-        def weight(outputs: int, inputs: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(outputs, inputs, dtype=config.torch_dtype, device=device))
-
-        self.down = weight(config.rank, hidden_size)
-        self.up = weight(heads * d_low, config.rank)
-        self.heads = heads
-        grouped = key_heads not in (0, heads)
-        self.gqa_down = weight(config.rank, heads * d_low) if grouped else None
-        self.gqa_up = weight(key_heads * d_low, config.rank) if grouped else None
-        self.reset_parameters()
+        shapes = {"down": (config.rank, hidden_size), "up": (heads * d_low, config.rank)}
+        if key_heads not in (0, heads):
+            shapes |= {"gqa_down": (config.rank, heads * d_low), "gqa_up": (key_heads * d_low, config.rank)}
+        return shapes
 
     def reset_parameters(self) -> None:
         """up to zero, the others as LoRA's A (Kaiming uniform): the model computes what it computed before."""

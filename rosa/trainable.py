@@ -1,4 +1,5 @@
-"""Where gradients would be lost without a word: quantized layers that have no backward, and offloaded weights."""
+"""Where gradients would be lost without a word: quantized layers that have no backward, offloaded weights, and tensors
+of PyTorch's inference mode."""
 
 from __future__ import annotations
 
@@ -8,6 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from rosa.errors import UnsupportedModelError
+
+
+def refuse_inference_mode(model: nn.Module) -> None:
+    """Raises where autograd could never work on what is made now, or on what the model has.
+
+    Raises:
+        ValueError: this is inside `torch.inference_mode()`.
+        UnsupportedModelError: the model was made there.
+    """
+    if torch.is_inference_mode_enabled():
+        raise ValueError("what is made inside torch.inference_mode() can never train: add the adapter outside of it")
+    name = next((name for name, parameter in model.named_parameters() if parameter.is_inference()), None)
+    if name is not None:
+        raise UnsupportedModelError(
+            f"{name} of this {type(model).__name__} was made inside torch.inference_mode(), and nothing that passes "
+            "through it can train: load the model outside of it"
+        )
 
 
 def refuse_layers_without_backward(model: nn.Module) -> None:

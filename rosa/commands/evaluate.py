@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import peft.utils
 import torch
 
-from rosa.adapter import CONFIG_NAME, WEIGHTS_NAME, local_folder
+from rosa.adapter import local_folder, read_description
 from rosa.commands import DTYPES, parser
 from rosa.digest import base_digest, digest
 from rosa.evaluation import evaluate, fingerprint
@@ -54,7 +53,7 @@ def run(argv: list[str]) -> None:
     tasks = {task: load_test_rows(task, args.data_dir)[: args.limit] for task in find_tasks(args.tasks, args.data_dir)}
     adapter = None if args.adapter is None else local_folder(args.adapter)
     # What is not in the weights, such as alpha.
-    adapter_config = None if adapter is None else digest(_adapter_config(adapter))
+    adapter_config = None if adapter is None else digest(read_description(adapter))
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is not a folder")
 
@@ -80,19 +79,3 @@ def run(argv: list[str]) -> None:
     print(evaluation.table())
     settings = {"model": args.model, "adapter": args.adapter, "max_new_tokens": args.max_new_tokens}
     replace_text(args.output / "results.json", json.dumps({**settings, **evaluation.to_dict()}, indent=2) + "\n")
-
-
-def _adapter_config(folder: Path) -> dict:
-    """What the folder says of its adapter, RoSA's or peft's."""
-    configs = [folder / name for name in dict.fromkeys((CONFIG_NAME, peft.utils.CONFIG_NAME))]
-    config = next((file for file in configs if file.is_file()), configs[0])
-    for file in (folder / WEIGHTS_NAME, config):
-        if not file.is_file():
-            raise FileNotFoundError(f"{folder} holds no complete adapter: {file.name} is missing")
-    try:
-        description = json.loads(config.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{config} is not valid JSON: {error}") from error
-    if not isinstance(description, dict):
-        raise ValueError(f"{config} does not describe an adapter: it must hold an object, got {str(description)[:40]}")
-    return description

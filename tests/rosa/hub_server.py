@@ -126,6 +126,9 @@ class _Handler(BaseHTTPRequestHandler):
         files = repository["branches"][revision]
         for change in changes:
             value = change["value"]
+            if change["key"] == "deletedFile":
+                del files[value["path"]]
+                continue
             lfs = change["key"] == "lfsFile"
             files[value["path"]] = self.hub.objects[value["oid"]] if lfs else base64.b64decode(value["content"])
         repository["commits"].append((revision, header["value"]["summary"]))

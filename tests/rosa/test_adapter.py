@@ -16,7 +16,10 @@ from transformers import AutoModelForCausalLM, GlmConfig, GlmForCausalLM
 import rosa
 from rosa.patching import describe_base
 
-WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
+from . import families
+
+WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "rosa_config.json", "README.md"
+FILES = [CARD, WEIGHTS, "config.json", CONFIG]
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ def test_a_fresh_model_with_the_adapter_is_the_model_that_was_saved(family, make
 
 def test_the_folder_holds_the_roae_weights_the_norms_and_a_readable_description(saved):
     model, folder = saved
-    assert sorted(os.listdir(folder)) == [CARD, CONFIG, WEIGHTS]
+    assert sorted(os.listdir(folder)) == FILES
     names = {n for n, p in model.named_parameters() if p.requires_grad}
     assert set(load_file(folder / WEIGHTS)) == names and len(names) == 4 * 6
     description = json.loads((folder / CONFIG).read_text())
@@ -104,7 +107,7 @@ def test_saving_once_another_library_has_replaced_the_rotary_function(make_patch
     rosa.save_adapter(model, tmp_path / "before")
     monkeypatch.setattr("transformers.models.qwen2.modeling_qwen2.apply_rotary_pos_emb", lambda q, k, cos, sin: (k, q))
     rosa.save_adapter(model, tmp_path / "after")
-    before, after = (tmp_path / name / "adapter_model.safetensors" for name in ("before", "after"))
+    before, after = (tmp_path / name / WEIGHTS for name in ("before", "after"))
     assert after.read_bytes() == before.read_bytes()
 
 
@@ -206,6 +209,95 @@ def test_a_description_edited_by_hand_is_warned_of_and_not_used(saved, make_mode
     assert fresh.model.layers[0].self_attn.roae.alpha == 0.1
 
 
+@pytest.mark.parametrize("base", [{}, {"layers": 4}])
+def test_a_base_that_is_not_described_in_full_is_refused(saved, make_model, base):
+    edit(saved[1], lambda description, _: description.update(base=base))
+    assert unchanged_after(make_model(), rosa.AdapterError, "does not say .*head_dim, .* of its base", saved[1])
+
+
+@pytest.mark.parametrize("version", [True, 1.0, "1", None])
+def test_a_format_version_is_a_whole_number(saved, make_model, version):
+    edit(saved[1], lambda description, _: description.update(format_version=version))
+    assert unchanged_after(make_model(), rosa.AdapterError, f"has format version {version!r}, this", saved[1])
+
+
+DTYPES = [torch.complex64, torch.bool, torch.int64, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["fresh", "patched"])
+def test_values_of_other_dtypes_are_refused_before_anything_is_overwritten(saved, make_model, kind, dtype):
+    name, folder = "model.layers.3.self_attn.roae.up", saved[1]
+    edit(folder, lambda _, tensors: tensors.update({name: tensors[name].to(dtype)}))
+    model = make_model() if kind == "fresh" else rosa.patch(make_model(seed=1), rosa.RosaConfig(rank=4))
+    assert unchanged_after(model, rosa.AdapterError, f"{name} holds [A-Z0-9_]+, expected one of F32, F64", folder)
+
+
+def test_four_bit_floats_are_refused_before_anything_is_overwritten(saved, make_model):
+    name, folder = "model.layers.3.self_attn.roae.up", saved[1]
+    content = (folder / WEIGHTS).read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header, values = json.loads(content[8 : 8 + size]), content[8 + size :]
+    names = sorted((n for n in header if n != "__metadata__"), key=lambda n: header[n]["data_offsets"][0])
+    body, end = b"", 0
+    for n in names:
+        begin, stop = header[n]["data_offsets"]
+        part = values[begin:stop]
+        if n == name:
+            header[n]["dtype"], part = "F4", part[: len(part) // 8]
+        header[n]["data_offsets"] = [end, end + len(part)]
+        body, end = body + part, end + len(part)
+    text = json.dumps(header).encode()
+    (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + body)
+    model = rosa.patch(make_model(seed=1), rosa.RosaConfig(rank=4))
+    assert unchanged_after(model, rosa.AdapterError, f"{name} holds F4, expected one of F32", folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_values_that_are_not_finite_in_the_adapters_dtype_are_not_loaded(saved, make_model, value):
+    name, folder = "model.layers.2.input_layernorm.weight", saved[1]
+    edit(folder, lambda _, tensors: tensors.update({name: torch.full((32,), value, dtype=torch.float64)}))
+    for model in (make_model(), rosa.patch(make_model(), rosa.RosaConfig(rank=4))):
+        assert unchanged_after(model, rosa.AdapterError, f"{name} holds values that are not finite", folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_values_that_are_not_finite_are_not_saved(saved, value):
+    model, folder = saved
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with torch.no_grad():
+        model.model.layers[1].self_attn.roae.down[0, 0] = value
+    with pytest.raises(FloatingPointError, match="layers.1.self_attn.roae.down holds values that are not finite"):
+        rosa.save_adapter(model, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("rank", [10**12, 10**30])
+def test_a_rank_that_the_file_does_not_bear_out_takes_no_memory(saved, make_model, rank):
+    edit(saved[1], lambda description, _: description["config"].update(rank=rank))  # 10**12 would take 128 TB a layer
+    message = rf"roae.down is \[4, 32\], expected \[{rank}, 32\]"
+    assert unchanged_after(make_model(), rosa.AdapterError, message, saved[1])
+
+
+def test_loading_draws_no_random_numbers(saved, make_model, make_patched):
+    for model in (make_model(), make_patched()):
+        before = torch.get_rng_state()
+        rosa.load_adapter(model, saved[1])
+        assert torch.equal(torch.get_rng_state(), before)
+        rosa.load_adapter(model, saved[1], "second")
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_loading_draws_none_where_a_twin_on_the_cpu_is_followed(tmp_path):
+    """Attention that chooses by values cannot be followed on the meta device."""
+    model = families.make_model("jetmoe")
+    rosa.save_adapter(rosa.patch(model, rosa.RosaConfig(rank=4)), tmp_path)
+    rosa.unpatch(model)
+    before = torch.get_rng_state()
+    rosa.load_adapter(model, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_saving_what_is_not_patched_or_has_no_values(make_model, tmp_path):
     with pytest.raises(ValueError, match="is not patched"):
         rosa.save_adapter(make_model(), tmp_path / "out")
@@ -253,7 +345,7 @@ def test_a_card_is_written_anew_unless_somebody_else_wrote_it(make_patched, tmp_
         (tmp_path / CARD).write_bytes(own)
         rosa.save_adapter(make_patched(), tmp_path)
         assert (tmp_path / CARD).read_bytes() == own
-    assert sorted(os.listdir(tmp_path)) == [CARD, CONFIG, WEIGHTS]
+    assert sorted(os.listdir(tmp_path)) == FILES
 
 
 # Saves an adapter of ones, and then, in processes that die on the way, adapters of twos over it.
@@ -288,7 +380,7 @@ def at_rename(count):
 folder = Path(sys.argv[1])
 save(1.0, folder / "whole")
 size = (folder / "whole" / "adapter_model.safetensors").stat().st_size
-deaths = [(at_size, n) for n in (0, 100, size // 2, size - 1)] + [(at_rename, n) for n in (1, 2, 3)]
+deaths = [(at_size, n) for n in (0, 100, size // 2, size - 1)] + [(at_rename, n) for n in (1, 2, 3, 4)]
 for number, (die, when) in enumerate(deaths):
     save(1.0, folder / str(number))
     child = os.fork()
@@ -302,8 +394,8 @@ for number, (die, when) in enumerate(deaths):
 
 def test_a_process_that_dies_while_it_saves_leaves_the_old_adapter(make_model, tmp_path):
     done = subprocess.run([sys.executable, "-c", DIE_WHILE_SAVING, tmp_path], capture_output=True, text=True)
-    assert done.stdout.split() == [str(int(s)) for s in 4 * [signal.SIGXFSZ] + 3 * [signal.SIGKILL]], done.stderr
-    for number in range(7):
+    assert done.stdout.split() == [str(int(s)) for s in 4 * [signal.SIGXFSZ] + 4 * [signal.SIGKILL]], done.stderr
+    for number in range(8):
         fresh = rosa.load_adapter(make_model(), tmp_path / str(number))
         assert all((p == 1).all() for p in rosa.trainable_parameters(fresh))
         rosa.save_adapter(fresh, tmp_path / str(number))  # what the dead process left behind is in nobody's way
@@ -346,7 +438,8 @@ for number in range(50):
     seen.add(value)
 print(torn, *sorted(seen))
 rosa.save_adapter(model, folder, "ones")
-print(*sorted(os.listdir(folder)))
+files = sorted(os.listdir(folder))
+print(*(name for name in files if not name.endswith(".tmp")))
 
 limit = (folder / "adapter_model.safetensors").stat().st_size // 2  # a disk that is full halfway
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -354,7 +447,7 @@ try:
     rosa.save_adapter(model, folder, "twos")
 except OSError as error:
     print(error)
-print(*sorted(os.listdir(folder)))
+print(sorted(os.listdir(folder)) == files)
 rosa.load_adapter(model, folder, "loaded")
 print({v for p in rosa.trainable_parameters(model) for v in p.unique().tolist()})
 """
@@ -366,6 +459,6 @@ def test_an_adapter_is_whole_after_50_kills_and_a_full_disk(tmp_path):
     torn, files, error, files_after, values = done.stdout.splitlines() or [done.stderr]
     count, *seen = torn.split()
     assert int(count) > 5 and seen == ["1.0", "2.0"]  # the kills struck while files were written
-    assert files == files_after == f"{CARD} {CONFIG} {WEIGHTS}"
+    assert files.split() == FILES and files_after == "True"
     assert error.startswith(f"the adapter could not be saved in {tmp_path}: ") and "File too large" in error
     assert error.endswith("One that was there is whole") and values == "{1.0}"

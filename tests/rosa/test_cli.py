@@ -226,7 +226,7 @@ def test_defaults_are_the_papers(base, data, tmp_path):
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 2)
     assert args.get_warmup_steps(1000) == 50
     assert args.bf16 == (torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False))
-    config = json.loads((tmp_path / "adapter_config.json").read_text())["config"]
+    config = json.loads((tmp_path / "rosa_config.json").read_text())["config"]
     assert (config["r_low"], config["alpha"], config["rank"], config["train_norms"]) == (0.25, 0.1, 128, True)
     assert config["layers"] is None
 
@@ -235,7 +235,7 @@ def test_options_reach_the_adapter_and_the_trainer(base, data, tmp_path):
     adapter = "--rank 4 --r-low 0.5 --alpha 0.2 --layers 1 --no_train_norms --adapter-dtype bfloat16"
     training = "--max_steps 1 --dls false --seed 7 --train-on-prompt --lr_scheduler_type linear"
     main(train_args(base, data, tmp_path, *adapter.split(), *training.split()))
-    config = json.loads((tmp_path / "adapter_config.json").read_text())["config"]
+    config = json.loads((tmp_path / "rosa_config.json").read_text())["config"]
     expected = {"r_low": 0.5, "alpha": 0.2, "rank": 4, "train_norms": False, "layers": [1], "adapter_dtype": "bfloat16"}
     assert config == expected
     tensors = load_file(tmp_path / "adapter_model.safetensors")
@@ -377,7 +377,7 @@ def test_run_killed_half_way_resumes_to_bitwise_the_same_adapter(base, data, tmp
 
 def test_half_written_checkpoint_is_passed_over(base, data, trained, copy, capsys):
     (copy / "adapter_model.safetensors").unlink()
-    (copy / "adapter_config.json").unlink()
+    (copy / "rosa_config.json").unlink()
     (copy / "checkpoint-24" / "trainer_state.json").write_text('{"best_')
     (copy / "checkpoint-24" / "optimizer.pt").write_bytes(b"half")
     main(train_args(base, data, copy, "--resume"))

@@ -10,7 +10,8 @@ from huggingface_hub import ModelCard
 
 from .hub_server import TOKEN, Hub
 
-OURS, THEIRS = "me/arithmetic", "me/with-a-card"
+OURS, THEIRS, MODEL = "me/arithmetic", "me/with-a-card", "me/a-model"
+FILES = {"README.md", "adapter_model.safetensors", "config.json", "rosa_config.json"}
 
 # In a process of its own: huggingface_hub reads its address when it is imported. Prints one line for each step.
 WORK = """
@@ -52,6 +53,8 @@ for line in sys.stdin:
 def hub():
     hub = Hub()
     hub.repositories[THEIRS] = {"private": True, "branches": {"main": {"README.md": b"# Mine\n"}}, "commits": []}
+    model = {"config.json": b'{"model_type": "qwen2"}', "README.md": b"# A model\n"}
+    hub.repositories[MODEL] = {"private": False, "branches": {"main": model}, "commits": []}
     yield hub
     hub.stop()
 
@@ -90,7 +93,7 @@ def test_what_is_pushed_is_loaded_by_its_name(hub, ask):
     assert ask(push(OURS, private=True)) == f"{hub.url}/{OURS}/commit/{1:040x}"
     repository = hub.repositories[OURS]
     assert repository["private"] and repository["commits"] == [("main", "Upload a RoSA adapter")]
-    assert set(repository["branches"]["main"]) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert set(repository["branches"]["main"]) == FILES
     card = ModelCard(repository["branches"]["main"]["README.md"].decode())
     assert card.data.library_name == "rosa" and "rosa.load_adapter(model" in card.text
     assert ask(load(OURS)) == [2.0]
@@ -115,7 +118,29 @@ def test_branches_and_pull_requests(hub, ask):
 def test_a_card_on_the_hub_that_somebody_wrote_stays(hub, ask):
     ask(push(THEIRS))
     files = hub.repositories[THEIRS]["branches"]["main"]
-    assert files["README.md"] == b"# Mine\n" and len(files) == 3 and ask(load(THEIRS)) == [2.0]
+    assert files["README.md"] == b"# Mine\n" and set(files) == FILES and ask(load(THEIRS)) == [2.0]
+
+
+def test_an_adapter_that_was_pushed_under_the_older_name(hub, ask):
+    name = "me/older"
+    ask(push(name, adapter_name="one"))
+    files = hub.repositories[name]["branches"]["main"]
+    files["adapter_config.json"] = files.pop("rosa_config.json")
+    del files["config.json"]
+    assert ask(load(name)) == [1.0]
+    ask(push(name, adapter_name="two"))
+    assert set(files) == FILES and ask(load(name)) == [2.0]
+
+
+def test_a_repository_that_holds_a_model_is_refused(hub, ask):
+    files = hub.repositories[MODEL]["branches"]["main"]
+    before = dict(files)
+    error, message = ask(push(MODEL))
+    assert error == "ValueError" and f"{MODEL} on the hub holds a model (config.json): choose another" in message
+    files |= {"model-00001-of-00002.safetensors": b"", "config.json": b"{}"}
+    error, message = ask(push(MODEL))
+    assert error == "ValueError" and "holds a model (model-00001-of-00002.safetensors)" in message
+    assert files.keys() == before.keys() | {"model-00001-of-00002.safetensors"}
 
 
 def test_refusals_say_what_to_do(hub, ask):

@@ -172,6 +172,67 @@ def test_an_adapter_of_another_base_is_refused(base, tmp_path, make_model):
         load_trained(make_model(), tmp_path)
 
 
+@pytest.fixture
+def of_peft(base, tmp_path):
+    attach(load(base), "lora").save_pretrained(tmp_path / "lora")
+    return tmp_path / "lora"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"5",
+        b"null",
+        b"true",
+        b"{}",
+        b"",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"peft_type": "NONE"}',
+        b'{"peft_type": 5}',
+    ],
+    ids=range(9),
+)
+def test_a_damaged_configuration_of_pefts_is_named(base, of_peft, content):
+    (of_peft / "adapter_config.json").write_bytes(content)
+    model = load(base)
+    with pytest.raises(ValueError, match=r"lora/adapter_config.json is (damaged|no configuration of this peft)"):
+        load_trained(model, of_peft)
+    assert not any("lora_" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("change", [{"r": "four"}, {"target_modules": 5}, {"r": -1}, {"lora_alpha": None}], ids=str)
+def test_a_configuration_of_pefts_that_peft_trips_over_is_named(base, of_peft, change):
+    config = json.loads((of_peft / "adapter_config.json").read_text())
+    (of_peft / "adapter_config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=f"{of_peft}"):
+        load_trained(load(base), of_peft)
+
+
+@pytest.mark.parametrize("length", [0, 7, 1000, -1])
+def test_damaged_weights_of_pefts_are_named(base, of_peft, length):
+    file = of_peft / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:length])
+    model = load(base)
+    with pytest.raises(ValueError, match="lora/adapter_model.safetensors is truncated or no safetensors file"):
+        load_trained(model, of_peft)
+    assert not any("lora_" in name for name, _ in model.named_parameters())
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="adapter_model.safetensors is missing"):
+        load_trained(model, of_peft)
+
+
+def test_overwriting_a_run_removes_the_adapter_of_another_method(base, tmp_path):
+    for method, more, gone in (
+        ("rosa", (), ()),
+        ("lora", ("--overwrite",), ("rosa_config.json", "config.json")),
+        ("rosa", ("--overwrite",), ("adapter_config.json",)),
+    ):
+        main(arguments(base, tmp_path, method, "--max_steps", "1", "--load_best_model_at_end", "false", *more))
+        assert not set(gone) & set(os.listdir(tmp_path))
+        load_trained(load(base), tmp_path)
+
+
 def test_no_adapter_at_all(base, tmp_path):
     with pytest.raises(FileNotFoundError):
         load_trained(load(base), tmp_path / "nowhere")

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import io
 import sys
 import threading
 
@@ -20,6 +21,7 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     Qwen2Config,
+    Qwen2ForSequenceClassification,
 )
 
 import rosa
@@ -248,6 +250,94 @@ def test_patching_twice_and_unpatching_what_is_not_patched(make_model):
     rosa.patch(model, rosa.RosaConfig(rank=4))
     before = fingerprint(model)
     with pytest.raises(ValueError, match="patched already; call rosa.unpatch"):
+        rosa.patch(model)
+    assert same(fingerprint(model), before)
+
+
+def part_of_a_copy(model):
+    return copy.deepcopy(model).model
+
+
+def part_of_a_pickle(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False).model
+
+
+def another_with_the_same_trunk(model):
+    other = Qwen2ForSequenceClassification(model.config)
+    other.model = model.model
+    return other
+
+
+def trunk_in_lora(model):
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    return model.model
+
+
+PARTS = {
+    "trunk": lambda model: model.model,
+    "layer": lambda model: model.model.layers[2],
+    "compiled trunk": lambda model: torch.compile(model.model, backend="eager"),
+    "copy of the trunk": lambda model: copy.deepcopy(model.model),
+    "trunk of a copy": part_of_a_copy,
+    "trunk of a pickle": part_of_a_pickle,
+    "another model": another_with_the_same_trunk,
+    "trunk in LoRA": trunk_in_lora,
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_part_of_a_patched_model_is_referred_to_its_owner(make_patched, tmp_path, part):
+    model = make_patched()
+    rosa.save_adapter(model, tmp_path)
+    part = PARTS[part](model)
+    before = fingerprint(part)
+    assert rosa.is_patched(part)
+    for call in (
+        rosa.patch,
+        lambda part: rosa.patch(part, None, "second"),
+        lambda part: rosa.load_adapter(part, tmp_path),
+        lambda part: rosa.save_adapter(part, tmp_path),
+        lambda part: rosa.set_adapter(part, "default"),
+        lambda part: rosa.disabled(part).__enter__(),
+        rosa.trainable_parameters,
+        rosa.count_parameters,
+        rosa.unpatch,
+    ):
+        with pytest.raises(ValueError, match=r"has layers of a Qwen2ForCausalLM that rosa.patch has patched: call it"):
+            call(part)
+    assert same(fingerprint(part), before)
+
+
+def test_the_parts_of_a_model_are_free_once_it_is_unpatched(make_patched):
+    model = make_patched()
+    rosa.patch(model, rosa.RosaConfig(rank=2, layers=(1,)), "second")
+    rosa.unpatch(model)
+    assert not rosa.is_patched(model.model)
+    rosa.patch(model.model, rosa.RosaConfig(rank=4))
+    assert rosa.is_patched(model) and not rosa.is_patched(model.lm_head)
+    rosa.unpatch(model)
+    assert not rosa.is_patched(model.model)
+
+
+def test_nothing_is_patched_inside_inference_mode(make_model, make_patched, tmp_path):
+    rosa.save_adapter(make_patched(), tmp_path)
+    model = make_model()
+    before = fingerprint(model)
+    for call in (rosa.patch, lambda model: rosa.load_adapter(model, tmp_path)):
+        with torch.inference_mode(), pytest.raises(ValueError, match="made inside torch.inference_mode.* never train"):
+            call(model)
+    assert same(fingerprint(model), before)
+    rosa.patch(model)
+
+
+def test_a_model_made_inside_inference_mode_is_refused(make_model):
+    with torch.inference_mode():
+        model = make_model()
+    before = fingerprint(model)
+    with pytest.raises(rosa.UnsupportedModelError, match="embed_tokens.weight of this Qwen2ForCausalLM was made"):
         rosa.patch(model)
     assert same(fingerprint(model), before)
 

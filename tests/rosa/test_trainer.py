@@ -120,7 +120,7 @@ def test_layers_that_a_loop_of_the_users_left_frozen_train_again(make_trainer, m
 def test_checkpoints_hold_the_adapter_and_not_the_base(make_trainer, tmp_path):
     make_trainer(steps=4).train()
     files = set(os.listdir(tmp_path / "run" / "checkpoint-4"))
-    assert {"adapter_model.safetensors", "adapter_config.json", "optimizer.pt", "trainer_state.json"} <= files
+    assert {"adapter_model.safetensors", "rosa_config.json", "optimizer.pt", "trainer_state.json"} <= files
     assert not any(name.startswith(("model", "pytorch_model")) for name in files)
 
 

@@ -114,6 +114,7 @@ with torch.no_grad():
     for name in ("second", "first"):
         rosa.set_adapter(model, name)
         torch.testing.assert_close(call(**batch, use_cache=False).logits, expected[name])
+    model.save_pretrained(f"{folder}/adapter")
     rosa.unpatch(model)
     torch.testing.assert_close(call(**batch, use_cache=False).logits, expected["base"])
 print("adapted")
@@ -132,3 +133,5 @@ def test_a_model_pickled_whole_adapts_again_in_another_process(call, make_model,
     command = [sys.executable, "-c", ADAPTS_AGAIN, tmp_path, call]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout == "adapted\n", done.stderr
+    fresh = rosa.load_adapter(make_model(num_hidden_layers=2).eval(), tmp_path / "adapter")
+    torch.testing.assert_close(fresh(**batch).logits, expected["first"])
