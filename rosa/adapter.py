@@ -136,6 +136,19 @@ def has_adapter(folder: str | os.PathLike) -> bool:
     return any((Path(folder) / name).exists() for name in (WEIGHTS_NAME, CONFIG_NAME))
 
 
+def refuse_model_folder(folder: Path) -> None:
+    """Refuses to write into the folder of a model, whose tokenizer an adapter's would replace.
+
+    Raises:
+        ValueError: it holds a model.
+    """
+    names = ("*.safetensors", "*.bin")
+    beside = {path.name for name in names for path in folder.glob(name)} - {"training_args.bin"}
+    weights = sorted(name for name in beside if not name.startswith("adapter_model."))
+    if weights and (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds a model (config.json, {weights[0]}): choose another folder")
+
+
 def local_folder(source: str | os.PathLike, revision: str | None = None, token: str | None = None) -> Path:
     """The folder of an adapter, RoSA's or peft's; one on the hub is fetched first.
 
