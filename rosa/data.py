@@ -104,7 +104,8 @@ def tokenize(
     """Turn rows into training examples: prompt, response, end-of-sequence token.
 
     Prompt and response are tokenised apart and joined, so that the prompt's tokens are those that generation sees.
-    Rows that truncation leaves without anything to learn are left out, with a warning.
+    Rows that truncation leaves without anything to learn are left out, with a warning. So is said how many lose the end
+    of their response, and the end-of-sequence token with it: put after half a sentence, it would teach to stop there.
 
     Args:
         rows (sequence of dict): rows of `load_rows`.
@@ -132,7 +133,16 @@ def tokenize(
         _example(prompt, [*response, tokenizer.eos_token_id], max_length, train_on_prompt)
         for prompt, response in zip(prompts, responses, strict=True)
     ]
-    return Dataset.from_list(_learnable(examples, max_length))
+    kept = _learnable(examples, max_length)
+    longer = sum(len(p) + len(r) + 1 > max_length for p, r in zip(prompts, responses, strict=True))
+    cut = longer - (len(examples) - len(kept))
+    if cut:
+        warnings.warn(
+            f"max_length={max_length} cuts off the end of the response of {cut} of {len(rows)} rows, which then do not "
+            "teach where to stop; raise it to learn them whole",
+            stacklevel=2,
+        )
+    return Dataset.from_list(kept)
 
 
 def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -194,6 +204,8 @@ def _parse(text: str, path: str, first_line: int = 1) -> object:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise ValueError(f"{path} is not valid JSON: line {line}, column {error.colno}: {error.msg}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} holds lists or objects that are nested too deeply to be read") from error
 
 
 def _checked(row: object, place: str, target: str) -> dict:
@@ -206,6 +218,12 @@ def _checked(row: object, place: str, target: str) -> dict:
     for field in ("instruction", "input", target):
         if not isinstance(row[field], str):
             raise ValueError(f"{place}: `{field}` must be a string, got {_kind(row[field])}")
+        try:
+            row[field].encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{place}: `{field}` holds half a surrogate pair at character {error.start}, which stands for no text"
+            ) from error
     return row
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     DataCollatorForSeq2Seq,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -19,19 +19,22 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
-from rosa.adapter import has_adapter, remove_adapter
+from rosa.adapter import has_adapter, refuse_model_folder, remove_adapter
 from rosa.data import load_rows, tokenize
 from rosa.finetune_arguments import FinetuneArguments
+from rosa.locking import alone_in
 from rosa.methods import ROSA, attach, callbacks, resumes, trainable
+from rosa.pretrained import load_model, load_tokenizer
+from rosa.resuming import changes, checkpoints, last_checkpoint, made_with, unsaved_told
 from rosa.selective_trainer import SelectiveTrainer
-from rosa.trainer import RosaTrainer, last_checkpoint
+from rosa.trainer import RosaTrainer
 
 
 def finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrainer:
     """Train an adapter and save it, with the tokenizer and the course of training, in `args.output_dir`.
 
     An earlier adapter there goes, if `job.overwrite` says so, only when the data, the model and all settings have been
-    found valid and the first step is about to run.
+    found valid and the first step is about to run. From then on no other process may train there.
 
     Args:
         job (FinetuneArguments): the model, the data, the method and what RoSA adds.
@@ -41,42 +44,55 @@ def finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTraine
         SelectiveTrainer: with the trained model, and the log of the run.
 
     Raises:
-        ValueError, OSError: the data, the model, the configuration or the state of the folder is at fault.
-        FloatingPointError: the loss is no longer finite.
+        ValueError, OSError: the data, the model, the configuration or the state of the folder is at fault, or a package
+            is missing.
+        FloatingPointError: the loss or a parameter is no longer finite.
+        KeyboardInterrupt: as it came; its text says which checkpoint stands.
     """
     output = Path(args.output_dir)
     checkpoint = _starting_point(output, resume=job.resume, overwrite=job.overwrite)
     if checkpoint is not None and not resumes(job.method):
         raise ValueError(f"{job.method} cannot go on from {checkpoint}, which lacks its state: --overwrite starts anew")
     config, settings = job.config, job.peft_settings
-    train_rows, val_rows = _split(load_rows(job.data), job.val_size, args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    rows = load_rows(job.data)
+    train_rows, val_rows = _split(rows, job.val_size, args.seed)
+    tokenizer = load_tokenizer(job.model)
     train_data, val_data = (_examples(rows, tokenizer, job) for rows in (train_rows, val_rows))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if args.dataloader_drop_last and len(train_data) < args.train_batch_size * args.world_size:
+        raise ValueError(
+            f"--dataloader_drop_last leaves nothing to train on: {len(train_data)} rows are less than a batch of "
+            f"{args.train_batch_size * args.world_size}"
+        )
+    made = made_with(job, args, rows) if args.should_save else None  # by one process: it reads the whole base
+    if job.resume and made is not None:
+        _tell_start(output, checkpoint, changes(checkpoint, made) if checkpoint else None)
 
     set_seed(args.seed)  # before the adapter draws its first weights
-    base = AutoModelForCausalLM.from_pretrained(job.model, dtype="auto")
-    model = attach(base, job.method, config=config, settings=settings)
+    model = attach(load_model(job.model), job.method, config=config, settings=settings)
     trainer_class = RosaTrainer if job.method == ROSA else SelectiveTrainer
-    trainer = trainer_class(
-        model,
-        args,
-        dls=job.layer_selection(args.seed),
-        norm_learning_rate=job.norm_learning_rate,
-        train_dataset=train_data,
-        eval_dataset=val_data,
-        data_collator=DataCollatorForSeq2Seq(tokenizer),
-        processing_class=tokenizer,
-        callbacks=[*callbacks(job.method), _ClearOutput(job.overwrite)],
-    )
-    if trainer.is_world_process_zero():
-        number, total = trainable(model)
-        print(f"trainable params: {number:,} || all params: {total:,} || trainable%: {100 * number / total:.4f}")
-    set_seed(args.seed)  # methods have drawn different numbers by now; batches and dropout are to be the same
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
+    with ExitStack() as lock, _missing_packages_told(), _checkpoint_told(output):
+        trainer = trainer_class(
+            model,
+            args,
+            dls=job.layer_selection(args.seed),
+            norm_learning_rate=job.norm_learning_rate,
+            made_with=made,
+            train_dataset=train_data,
+            eval_dataset=val_data,
+            data_collator=DataCollatorForSeq2Seq(tokenizer),
+            processing_class=tokenizer,
+            callbacks=[*callbacks(job.method), _TakeOutput(job, checkpoint, lock)],
+        )
+        if trainer.is_world_process_zero():
+            number, total = trainable(model)
+            print(f"trainable params: {number:,} || all params: {total:,} || trainable%: {100 * number / total:.4f}")
+        set_seed(args.seed)  # methods have drawn different numbers by now; batches and dropout are to be the same
+        trainer.train(resume_from_checkpoint=checkpoint)
+        with unsaved_told(output, output):
+            trainer.save_model()
+            trainer.save_state()
     if trainer.is_world_process_zero():
         print(f"adapter saved in {output}")
     return trainer
@@ -98,45 +114,83 @@ def _split(rows: list[dict], val_size: int, seed: int) -> tuple[list[dict], list
 
 
 def _starting_point(output: Path, *, resume: bool, overwrite: bool) -> str | None:
-    """The checkpoint to continue from, or None to start anew. Refuses to write over earlier work unasked."""
+    """The checkpoint to continue from, or None to start anew. Refuses to write over earlier work unasked, and into the
+    folder of a model."""
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} is not a folder")
-    found = (["an adapter"] if has_adapter(output) else []) + [folder.name for folder in _checkpoints(output)]
+    refuse_model_folder(output)
     checkpoint = last_checkpoint(output) if resume else None
-    if checkpoint is not None:
-        print(f"resuming from {checkpoint}")
-    elif resume and has_adapter(output):
+    if resume and checkpoint is None and has_adapter(output):
         raise ValueError(
             f"{output} holds an adapter but no complete checkpoint to resume from; --overwrite starts anew"
         )
-    elif resume:
-        # The same command line serves a job's first start and its restarts, even before the first checkpoint.
-        print(f"no complete checkpoint in {output}: starting from the beginning")
-    elif found and not overwrite:
+    found = (["an adapter"] if has_adapter(output) else []) + [folder.name for folder in checkpoints(output)]
+    if found and not (resume or overwrite):
         raise ValueError(f"{output} already holds {', '.join(found)}: choose another, or pass --resume or --overwrite")
     return checkpoint
 
 
-def _checkpoints(output: Path) -> list[Path]:
-    folders = [path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(path for path in folders if path.is_dir())
+def _tell_start(output: Path, checkpoint: str | None, changed: str | None) -> None:
+    if checkpoint is None:
+        # The same command line serves a job's first start and its restarts, even before the first checkpoint.
+        print(f"no complete checkpoint in {output}: starting from the beginning")
+        return
+    print(f"resuming from {checkpoint}")
+    if changed is not None:
+        print(f"since then {changed}")
 
 
-class _ClearOutput(TrainerCallback):
-    """Deletes what an earlier run left, and nothing else, once all is ready to train: its log, which would pass for
-    that of this run, and if it is to be overwritten its adapter and checkpoints."""
+class _TakeOutput(TrainerCallback):
+    """Takes the output folder for this process alone once all is ready to train, and deletes there what an earlier run
+    left, and nothing else: its log, which would pass for that of this run, and if it is to be overwritten its adapter
+    and checkpoints.
 
-    def __init__(self, overwrite: bool):
-        self.overwrite = overwrite
+    Args:
+        job (FinetuneArguments): whether to resume or to overwrite.
+        checkpoint (str or None): where training begins, as it was found before the folder was taken.
+        lock (ExitStack): keeps the folder until it is closed.
+    """
+
+    def __init__(self, job: FinetuneArguments, checkpoint: str | None, lock: ExitStack):
+        self.job, self.checkpoint, self.lock = job, checkpoint, lock
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        if not state.is_world_process_zero:
+        if state.global_step > state.max_steps:
+            raise ValueError(f"{self.checkpoint} is past the {state.max_steps} steps that are asked for")
+        if not args.should_save:
             return
         output = Path(args.output_dir)
+        self.lock.enter_context(alone_in(output))
+        if _starting_point(output, resume=self.job.resume, overwrite=self.job.overwrite) != self.checkpoint:
+            raise ValueError(f"another process has trained in {output} since this one began: start it again")
+        if state.global_step == state.max_steps:
+            print(f"{self.checkpoint} has all {state.max_steps} steps: nothing is left to train")
         (output / TRAINER_STATE_NAME).unlink(missing_ok=True)
-        if self.overwrite:
+        if self.job.overwrite:
             remove_adapter(output)
-        for checkpoint in _checkpoints(output) if self.overwrite else []:
+        for checkpoint in checkpoints(output) if self.job.overwrite else []:
             shutil.rmtree(checkpoint)
+
+
+@contextmanager
+def _missing_packages_told() -> Iterator[None]:
+    """Those of a tracker (`--report_to`) or an optimizer (`--optim`), which transformers tells in several ways."""
+    try:
+        yield
+    except (ImportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "to be installed" not in str(error):
+            raise
+        raise ValueError(f"a package is missing: {error}") from error
+
+
+@contextmanager
+def _checkpoint_told(output: Path) -> Iterator[None]:
+    """Has an interrupted run say what is left of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stands = last_checkpoint(output)
+        text = "no checkpoint was saved yet" if stands is None else f"{stands} stands: --resume goes on from it"
+        raise KeyboardInterrupt(text) from None

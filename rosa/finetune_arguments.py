@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentError
+import math
+from argparse import ArgumentError, Namespace
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -26,6 +27,13 @@ TRAINING_DEFAULTS = {
     "logging_steps": 10.0,
     "report_to": "none",
 }
+
+# Options of which a run could make nothing, or nothing but nan.
+_ABOVE_ZERO = (
+    "max_length", "learning_rate", "norm_learning_rate", "num_train_epochs", "per_device_train_batch_size",
+    "per_device_eval_batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps", "adam_epsilon",
+)  # fmt: skip
+_FROM_ZERO = ("weight_decay", "max_grad_norm", "warmup_steps", "eval_steps", "val_size")
 
 
 def _option(default: object, text: str):
@@ -77,12 +85,12 @@ class FinetuneArguments:
         """
         try:
             return mapping(json.loads(self.peft or "{}"), "--peft")
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"--peft must be JSON, such as '{{\"r\": 8}}', got {self.peft}: {error}") from error
 
     def layer_selection(self, seed: int) -> dict[str, object] | None:
         """The keyword arguments of the layer selection in a run with this seed; None for no selection."""
-        if not (self.method == ROSA if self.dls is None else self.dls):
+        if not _selects(self.method, self.dls):
             return None
         given = {name.removeprefix("dls_"): value for name, value in vars(self).items() if name.startswith("dls_")}
         return given | {"seed": seed if self.dls_seed is None else self.dls_seed}
@@ -107,18 +115,24 @@ def parse(argv: list[str]) -> tuple[FinetuneArguments, TrainingArguments]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        argparse.ArgumentError, ValueError: an unknown option, one that is missing, or a value of the wrong kind.
+        argparse.ArgumentError, ValueError: an unknown option, one that is missing or that the method does not read, or
+            a value of the wrong kind.
         SystemExit: `--help` was asked for.
     """
     parser = _parser()
     config = _Parser(add_help=False, allow_abbrev=False)
     config.add_argument("--config", type=Path)
     found, rest = config.parse_known_args(argv)
-    given = vars(parser.parse_args(_from_file(parser, found.config) + rest))
+    words = _from_file(parser, found.config) + rest
+    given = vars(parser.parse_args(words))
     if given["output_dir"] is None:
         parser.error("the following arguments are required: --output")
     if given["resume_from_checkpoint"] is not None:
         parser.error("--resume takes the place of --resume_from_checkpoint")
+    if given["save_only_model"] and given["resume"]:
+        parser.error("--resume needs what --save_only_model leaves out of checkpoints: leave out one of the two")
+    _check_read(parser, words, given)
+    _check_range(given)
     del given["config"]  # read above
     return parser.parse_dict(given | _automatic(given))
 
@@ -126,6 +140,47 @@ def parse(argv: list[str]) -> tuple[FinetuneArguments, TrainingArguments]:
 def option_names() -> set[str]:
     """The names of all options, as YAML files use them."""
     return {action.option_strings[0].removeprefix("--") for action in _parser()._actions}
+
+
+def unread_options(method: str, dls: bool | None) -> set[str]:
+    """The names of the options that nothing reads in a run.
+
+    Args:
+        method (str): one of METHODS.
+        dls (bool or None): as the option of this name.
+    """
+    of_others = {"peft"} if method == ROSA else {f.name for f in fields(RosaConfig)}
+    of_selection = {f.name for f in fields(FinetuneArguments) if f.name.startswith("dls_")}
+    return of_others if _selects(method, dls) else of_others | of_selection
+
+
+def _selects(method: str, dls: bool | None) -> bool:
+    return method == ROSA if dls is None else dls
+
+
+def _check_read(parser: HfArgumentParser, words: list[str], given: dict) -> None:
+    """Refuses what was given to no effect, its default too."""
+    nothing = parser.parse_args(words, Namespace(**dict.fromkeys(given)))  # which keeps argparse from its defaults
+    unread = [n for n in unread_options(given["method"], given["dls"]) if getattr(nothing, n) is not None]
+    of_selection = sorted(name for name in unread if name.startswith("dls_"))
+    if of_selection:
+        parser.error(f"layer selection is off, and nothing else reads {', '.join(of_selection)}: give --dls true too")
+    if "peft" in unread:
+        parser.error("--peft holds the settings of a baseline, and the method is RoSA: give --method too")
+    if unread:
+        parser.error(
+            f"{', '.join(sorted(unread))}: RoSA's alone, and the method is {given['method']}, whose settings stand in "
+            "--peft, such as --peft '{\"r\": 4}'"
+        )
+
+
+def _check_range(given: dict) -> None:
+    for name in (*_ABOVE_ZERO, *_FROM_ZERO):
+        value, least = given[name], "above 0" if name in _ABOVE_ZERO else "from 0"
+        if value is not None and not (math.isfinite(value) and (value > 0 or (value == 0 and name in _FROM_ZERO))):
+            raise ValueError(f"{name} must be a number {least}, got {value}")
+    if given["max_steps"] == 0:
+        raise ValueError("max_steps must be above 0, or -1 for num_train_epochs to count, got 0")
 
 
 def _parser() -> HfArgumentParser:

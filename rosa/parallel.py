@@ -173,6 +173,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This rank's shard of a tensor that is shared out; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def shard_like(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
     """This rank's shard of a tensor that every rank has whole, where the parameter is sharded; else the tensor."""
     if not isinstance(parameter, DTensor) or isinstance(tensor, DTensor):

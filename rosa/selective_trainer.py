@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rosa.decoder import decoder_layers
+from rosa.files import replace_text
+from rosa.parallel import local
+from rosa.resuming import MADE_WITH_NAME, unloadable_told, unsaved_told
 from rosa.selection import DynamicLayerSelection
 from rosa.selection_log import LogSelections
+from rosa.speed import Speed
 from rosa.zero import check_optimizer_is_used, layer_groups
 
 
@@ -20,7 +29,8 @@ class SelectiveTrainer(Trainer):
     """A `transformers.Trainer` whose optimizer trains the selected layers only, whatever makes them trainable.
 
     It logs every selection (`rosa.selection_log`), and stops at a loss that is not finite on any rank, before the
-    optimizer has moved; the last checkpoint stays as it is.
+    optimizer has moved; the last checkpoint stays as it is. Parameters that are not finite after a step are never
+    saved: every checkpoint and the end of training look at them all.
 
     Args:
         model (nn.Module): a model with decoder layers.
@@ -30,6 +40,8 @@ class SelectiveTrainer(Trainer):
             own.
         norm_learning_rate (float, optional): the learning rate of the decoder layers' norms, which follows the schedule
             too; None gives them that of all else.
+        made_with (mapping, optional): what JSON can hold, written into every checkpoint as `made_with.json`; on the
+            process that saves.
         **kwargs: Trainer's other arguments.
 
     Attributes:
@@ -47,21 +59,32 @@ class SelectiveTrainer(Trainer):
         *,
         dls: Mapping[str, Any] | None = None,
         norm_learning_rate: float | None = None,
+        made_with: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
-        if norm_learning_rate is not None and norm_learning_rate <= 0:
-            raise ValueError(f"norm_learning_rate must be above 0, got {norm_learning_rate}")
-        self.dls, self.norm_learning_rate = dls, norm_learning_rate
+        if norm_learning_rate is not None and not (math.isfinite(norm_learning_rate) and norm_learning_rate > 0):
+            raise ValueError(f"norm_learning_rate must be a number above 0, got {norm_learning_rate}")
+        self.dls, self.norm_learning_rate, self.made_with = dls, norm_learning_rate, made_with
         super().__init__(model, args, **kwargs)
         if self.is_deepspeed_enabled and dls is not None:
             check_optimizer_is_used(self.accelerator.state.deepspeed_plugin.deepspeed_config)
         self.layer_selection: DynamicLayerSelection | None = None
         self.add_callback(LogSelections(self))
+        self._speed = Speed()
+        self.add_callback(self._speed)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens of all ranks a second, of the steps since training began or was resumed in this process; None before
+        the first step, and where tokens are not counted (`include_num_input_tokens_seen`)."""
+        return self._speed.tokens / self._speed.seconds if self._speed.tokens else None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
         try:
             with self._room_for_variants():
-                return super().train(resume_from_checkpoint, **kwargs)
+                made = super().train(resume_from_checkpoint, **kwargs)
+            self._check_parameters()
+            return made
         finally:
             if self.layer_selection is not None:
                 self.layer_selection.unfreeze()
@@ -97,6 +120,43 @@ class SelectiveTrainer(Trainer):
                 self.optimizer.param_groups = layer_groups(self.model, self.optimizer.param_groups)
             self.optimizer = self.layer_selection = DynamicLayerSelection(self.optimizer, self.model, **self.dls)
         return self.optimizer
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Resumed from a checkpoint of its last step, within an epoch, Trainer would make one step more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._check_parameters()
+        checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with unsaved_told(checkpoint, checkpoint.parent):
+            if self.made_with is not None and self.args.should_save:
+                checkpoint.mkdir(parents=True, exist_ok=True)
+                replace_text(checkpoint / MADE_WITH_NAME, json.dumps(self.made_with, indent=1))
+            super()._save_checkpoint(model, trial)
+
+    def _check_parameters(self) -> None:
+        """Raises FloatingPointError, on every rank, where a trained parameter is not finite on any.
+
+        The loss cannot tell: it is that of the values before the step.
+        """
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        finite = all(bool(torch.isfinite(local(parameter)).all()) for parameter in trained)
+        if not self.accelerator.gather(torch.tensor([finite], device=self.args.device)).all():
+            raise FloatingPointError(
+                f"parameters are no longer finite after step {self.state.global_step}; nothing of them is saved, and "
+                "the last checkpoint stays. The usual cause is a learning rate too high"
+            )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with unloadable_told(checkpoint, OPTIMIZER_NAME, SCHEDULER_NAME):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with unloadable_told(checkpoint, "rng_state*.pth"):
+            super()._load_rng_state(checkpoint)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)

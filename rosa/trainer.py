@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINING_ARGS_NAME
 
 from rosa.adapter import load_adapter, save_adapter
 from rosa.parallel import shard_state, whole_state
 from rosa.patching import is_patched, trainable_parameters
+from rosa.resuming import fault, last_checkpoint, unloadable_told
 from rosa.selective_trainer import SelectiveTrainer
 from rosa.switching import active_adapter
 
@@ -69,12 +68,21 @@ class RosaTrainer(SelectiveTrainer):
         self.data_collator = functools.partial(_count_positions, self.data_collator)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
-        """Trains as `Trainer.train` does; `resume_from_checkpoint=True` takes the last checkpoint that is complete."""
+        """Trains as `Trainer.train` does; `resume_from_checkpoint=True` takes the last checkpoint that is complete.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: the checkpoint is not complete, or was written under another kind of engine.
+            FloatingPointError: the loss or a parameter is no longer finite.
+        """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise FileNotFoundError(f"{self.args.output_dir} holds no complete checkpoint to resume from")
         if resume_from_checkpoint:
+            found = fault(Path(resume_from_checkpoint))
+            if found is not None:
+                raise ValueError(f"training cannot go on from {resume_from_checkpoint}: {found}")
             self._check_engine(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, **kwargs)
 
@@ -127,13 +135,14 @@ class RosaTrainer(SelectiveTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not self.is_fsdp_enabled:
             return super()._load_optimizer_and_scheduler(checkpoint)
-        optimizer, scheduler = (
-            torch.load(os.path.join(checkpoint, name), map_location="cpu", weights_only=True)
-            for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
-        )
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.optimizer.load_state_dict(shard_state(optimizer, parameters))
-        self.lr_scheduler.load_state_dict(scheduler)
+        with unloadable_told(checkpoint, OPTIMIZER_NAME, SCHEDULER_NAME):
+            optimizer, scheduler = (
+                torch.load(os.path.join(checkpoint, name), map_location="cpu", weights_only=True)
+                for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
+            )
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            self.optimizer.load_state_dict(shard_state(optimizer, parameters))
+            self.lr_scheduler.load_state_dict(scheduler)
 
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled:
@@ -166,25 +175,3 @@ def _carrying_an_adapter(model: nn.Module) -> Iterator[None]:
     finally:
         for module in marks:
             module._hf_peft_config_loaded = False
-
-
-def last_checkpoint(folder: str | os.PathLike) -> str | None:
-    """The last complete checkpoint in a Trainer's output folder, or None.
-
-    A checkpoint is complete when the Trainer's state, which is written last, can be read: a killed process may leave a
-    later one half-written.
-    """
-    numbered = [
-        (int(path.name.rpartition("-")[2]), path)
-        for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.name.rpartition("-")[2].isdigit()
-    ]
-    return next((str(path) for _, path in sorted(numbered, reverse=True) if _is_complete(path)), None)
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True

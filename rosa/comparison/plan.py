@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from rosa.finetune_arguments import option_names
+from rosa.finetune_arguments import option_names, unread_options
 from rosa.methods import ROSA
 from rosa.miniature.make import MiniatureRecipe
 from rosa.settings import as_arguments, check_keys, load_settings, mapping
@@ -42,8 +42,10 @@ class Cell:
 
     @property
     def arguments(self) -> list[str]:
-        """The command line of `rosa train`."""
-        return as_arguments({**self.settings, "output": str(self.folder)})
+        """The command line of `rosa train`, without what the comparison's `train` says to other methods."""
+        unread = _unread(self.settings)
+        read = {name: value for name, value in self.settings.items() if name not in unread}
+        return as_arguments({**read, "output": str(self.folder)})
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,10 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
 
 
+def _unread(settings: Mapping[str, Any]) -> set[str]:
+    return unread_options(settings.get("method", ROSA), settings.get("dls"))
+
+
 def _base_name(model: str) -> str:
     return slug(Path(model).name)
 
@@ -193,6 +199,9 @@ def _converted(given: dict[str, Any], file: Path) -> dict[str, Any]:
     methods = {name: mapping(value, f"methods: {name}") for name, value in methods.items()}
     for name, value in methods.items():
         check_keys(value, options, f"methods: {name}")
+        unread = sorted(value.keys() & _unread({**train, **value}))
+        if unread:
+            raise ValueError(f"methods: {name}: nothing reads {', '.join(unread)} in a run of this method")
     values = given | {"output": Path(given["output"]), "train": train, "methods": methods}
     values |= {name: tuple(_listed(given[name], name)) for name in ("seeds", "models") if name in given}
     if "learning_rates" in given:

@@ -307,7 +307,7 @@ def test_a_loss_that_is_not_finite_is_an_outcome(files, tmp_path):
     main(["compare", "--config", str(write(tmp_path, files, methods=methods, seeds=[1]))])
     outcomes = read_outcomes(tmp_path / "out" / "outcomes.jsonl")
     diverged = next(outcome for outcome in outcomes if outcome["method"] == "LoRA")
-    assert "the loss is nan" in diverged["diverged"] and "tasks" not in diverged
+    assert "parameters are no longer finite after step 2" in diverged["diverged"] and "tasks" not in diverged
     rows = list(csv.DictReader((tmp_path / "out" / "table-base.csv").open()))
     assert [row["method"] for row in rows] == ["base", "LN tuning"]
 
@@ -339,6 +339,8 @@ def test_a_loss_that_is_not_finite_is_an_outcome(files, tmp_path):
         ({"models": None}, "name at least one of the models"),
         ({"miniature": {}}, "the miniature makes its own model"),
         ({"train": {"max_steps": 1}}, "method RoSA: the following arguments are required: --data"),
+        ({"methods": {"L": {"method": "lora", "rank": 4}}}, "methods: L: nothing reads rank in a run of this method"),
+        ({"methods": {"R": {"dls": False, "dls_mode": "mask"}}}, "methods: R: nothing reads dls_mode in a run"),
         ({"decoding": {"batch_size": 0}}, "batch_size must be a whole number from 1, got 0"),
         ({"decoding": {"batch": 4}}, "decoding: unknown key batch; did you mean batch_size?"),
     ],
@@ -350,6 +352,20 @@ def test_faults_are_told_before_any_training(files, tmp_path, capsys, changes, m
     captured = capsys.readouterr().err
     assert re.search(message, captured), captured
     assert not results(tmp_path)
+
+
+def test_what_train_says_to_other_methods_stays_out_of_a_cells_command_line(files, tmp_path):
+    train = {"data": "d", "rank": 8, "dls_interval": 10, "max_steps": 2}
+    methods = {"RoSA": {}, "RoAE": {"dls": False}, "LoRA": {"method": "lora"}, "LD": {"method": "lora", "dls": True}}
+    comparison = load_comparison(write(tmp_path, files, train=train, methods=methods))
+    options = {name: set(comparison.cell("m", name, 1).arguments) & {"--rank", "--dls_interval"} for name in methods}
+    assert options == {
+        "RoSA": {"--rank", "--dls_interval"},
+        "RoAE": {"--rank"},
+        "LoRA": set(),
+        "LD": {"--dls_interval"},
+    }
+    assert comparison.cell("m", "LoRA", 1).settings["rank"] == 8  # by which a finished cell knows what it was made with
 
 
 def test_a_wrong_option_is_told_before_the_miniature_is_made(tmp_path, capsys):

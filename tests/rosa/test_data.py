@@ -1,6 +1,7 @@
 """Reading instruction data, the prompt, and tokenised examples."""
 
 import json
+import warnings
 
 import pytest
 
@@ -79,6 +80,12 @@ def test_jsonl_file_is_read_past_blank_lines_byte_order_mark_and_line_separators
         ),
         ("a.jsonl", '\n{"instruction": "i"}\n', "line 2: has no `output`"),
         ("a.jsonl", "\n \n", "is empty"),
+        (
+            "a.json",
+            '[{"instruction": "i", "output": "o"}, {"instruction": "i", "output": "one\\udc80"}]',
+            "row 1: `output` holds half a surrogate pair at character 3",
+        ),
+        ("a.json", "[" * 100_000 + "]" * 100_000, "nested too deeply"),
         ("a.csv", "instruction,output\n", "must be a .json or .jsonl file"),
     ],
 )
@@ -159,7 +166,8 @@ def test_special_tokens_come_first_as_the_tokenizer_adds_them_and_eos_last_and_o
 
 def test_long_row_is_cut_off(tokenizer):
     whole = tokenize(ROWS[:1], tokenizer)[0]
-    cut = tokenize(ROWS[:1], tokenizer, max_length=len(whole["input_ids"]) - 2)[0]
+    with pytest.warns(UserWarning, match="cuts off the end of the response of 1 of 1 rows, which then do not teach"):
+        cut = tokenize(ROWS[:1], tokenizer, max_length=len(whole["input_ids"]) - 2)[0]
     assert {field: values[:-2] for field, values in whole.items()} == cut
 
 
@@ -168,6 +176,20 @@ def test_rows_cut_off_before_their_response_are_left_out_and_counted(tokenizer):
     with pytest.warns(UserWarning, match="max_length=80 cuts off the whole response of 1 of 2 rows"):
         data = tokenize(rows, tokenizer, max_length=80)
     assert len(data) == 1
+
+
+def test_rows_that_lose_the_end_of_their_response_are_counted_apart_from_those_left_out(tokenizer):
+    rows = [ROWS[0], {**ROWS[0], "output": "word " * 50}, {**ROWS[0], "instruction": "Add 2 and 3. " * 50}]
+    with pytest.warns(UserWarning) as told:
+        data = tokenize(rows, tokenizer, max_length=80)
+    assert [str(warning.message).partition(",")[0].partition(";")[0] for warning in told] == [
+        "max_length=80 cuts off the whole response of 1 of 3 rows",
+        "max_length=80 cuts off the end of the response of 1 of 3 rows",
+    ]
+    assert [example["input_ids"][-1] == tokenizer.eos_token_id for example in data] == [True, False]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenize(ROWS, tokenizer, max_length=max(len(example["input_ids"]) for example in tokenize(ROWS, tokenizer)))
 
 
 def test_no_response_left_in_any_row_is_an_error(tokenizer):

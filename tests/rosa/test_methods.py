@@ -45,8 +45,9 @@ def arguments(base, output, method, *more):
     settings = ["--peft", json.dumps(SMALL[method])] if method in SMALL else []
     files = ["--model", str(base), "--data", str(base / "rows.json"), "--output", str(output)]
     options = {"max_steps": 6, "val_size": 4, "eval_strategy": "steps", "eval_steps": 3, "save_steps": 3}
-    best = ["--load_best_model_at_end", "true", "--dls-interval", "2", "--learning_rate", "0.01"]
-    return ["train", *files, "--method", method, *settings, *as_arguments(options), *best, *more]
+    best = ["--load_best_model_at_end", "true", "--learning_rate", "0.01"]
+    selection = ["--dls-interval", "2"] if method == "rosa" or "--dls" in more else []
+    return ["train", *files, "--method", method, *settings, *as_arguments(options), *best, *selection, *more]
 
 
 def logits(model):

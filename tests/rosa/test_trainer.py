@@ -2,13 +2,20 @@
 
 import json
 import os
+import resource
+import shutil
+import signal
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainingArguments
 
 import rosa
-from rosa.trainer import last_checkpoint
+from rosa.resuming import checkpoints, last_checkpoint, unsaved_told
+from rosa.speed import Speed
+
+from .tiny_qwen2 import tiny_tokenizer
 
 
 @pytest.fixture
@@ -79,8 +86,8 @@ def test_a_learning_rate_of_norms_that_do_not_train_is_an_error(make_trainer, ma
     with pytest.raises(ValueError, match="norm_learning_rate is 0.1, but no norm of the decoder layers trains"):
         trainer.train()
     assert trainer.state.global_step == 0
-    with pytest.raises(ValueError, match="norm_learning_rate must be above 0, got 0"):
-        make_trainer(norm_learning_rate=0)
+    with pytest.raises(ValueError, match="norm_learning_rate must be a number above 0, got nan"):
+        make_trainer(norm_learning_rate=float("nan"))
 
 
 def test_selections_are_logged(make_trainer):
@@ -150,6 +157,21 @@ class After(TrainerCallback):
             self.act(control)
 
 
+class Before(TrainerCallback):
+    """Calls `act()` before the optimizer makes a step."""
+
+    def __init__(self, step, act):
+        self.step, self.act = step, act
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            self.act()
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_trains_the_same_and_backward_stops_early(make_trainer, reentrant):
     plain = make_trainer("plain")
@@ -194,6 +216,134 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer_moves(make_trainer
         trainer.train()
     assert os.listdir(tmp_path / "run") == ["checkpoint-4"]
     assert all(torch.isfinite(p).all() for p in rosa.trainable_parameters(trainer.model))
+
+
+def test_parameters_that_the_last_step_broke_are_not_saved(make_trainer, tmp_path):
+    constant = dict(lr_scheduler_type="constant")
+    trainer = make_trainer(steps=4, arguments=constant | {"save_steps": 3})
+    trainer.add_callback(Before(4, lambda: trainer.optimizer.param_groups[0].update(lr=float("inf"))))
+    with pytest.raises(FloatingPointError, match=r"parameters are no longer finite after step 4.*checkpoint stays"):
+        trainer.train()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-3"]
+    # Without a checkpoint due it is found when training ends.
+    trainer = make_trainer("unsaved", steps=4, arguments=constant | {"save_strategy": "no"})
+    trainer.add_callback(Before(4, lambda: trainer.optimizer.param_groups[0].update(lr=float("inf"))))
+    with pytest.raises(FloatingPointError, match="after step 4"):
+        trainer.train()
+
+
+def test_speed_is_of_the_steps_of_this_process_alone(make_trainer):
+    counted = dict(include_num_input_tokens_seen="all")
+    whole = make_trainer(arguments=counted)
+    assert whole.tokens_per_second is None
+    whole.train()
+    resumed = make_trainer(arguments=counted, steps=13)
+    resumed.train(resume_from_checkpoint=True)
+    assert (whole.state.num_input_tokens_seen, resumed.state.num_input_tokens_seen) == (12 * 36, 13 * 36)
+    (speed,) = [c for c in resumed.callback_handler.callbacks if isinstance(c, Speed)]
+    assert speed.tokens == 36  # a step of two times two rows of nine
+    assert resumed.tokens_per_second == 36 / speed.seconds
+    last = [entry for entry in resumed.state.log_history if "train_tokens_per_second" in entry][-1]
+    assert last["train_tokens_per_second"] * last["train_runtime"] == pytest.approx(36, rel=0.1)
+    end = resumed.state.log_history[-1]
+    assert end["train_samples_per_second"] == pytest.approx(4 * end["train_steps_per_second"], rel=0.1)
+
+
+def test_a_finished_run_that_is_resumed_makes_no_step_more(make_trainer):
+    make_trainer(steps=10, arguments={"save_steps": 10}).train()  # within the second epoch of eight
+    resumed = make_trainer(steps=10, arguments={"save_steps": 10})
+    before = resumed.optimizer
+    resumed.train(resume_from_checkpoint=True)
+    assert before is None and resumed.state.global_step == 10
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "optimizer.pt").unlink(), "checkpoint-12: optimizer.pt is missing"),
+        (lambda folder: (folder / "scheduler.pt").unlink(), "checkpoint-12: scheduler.pt is missing"),
+        (
+            lambda folder: cut(folder / "optimizer.pt"),
+            "checkpoint-12: optimizer.pt is cut short",
+        ),
+        (
+            lambda folder: cut(folder / "trainer_state.json"),
+            "checkpoint-12: trainer_state.json is missing or",
+        ),
+    ],
+)
+def test_a_checkpoint_without_the_state_of_training_is_not_complete(make_trainer, tmp_path, spoil, message):
+    make_trainer().train()
+    run = tmp_path / "run"
+    spoil(run / "checkpoint-12")
+    with pytest.raises(ValueError, match=f"training cannot go on from .*{message}"):
+        make_trainer().train(resume_from_checkpoint=str(run / "checkpoint-12"))
+    assert last_checkpoint(run) == str(run / "checkpoint-8")
+
+
+def test_no_checkpoint_of_save_only_model_is_complete(make_trainer, tmp_path):
+    make_trainer(arguments={"save_only_model": True}).train()
+    assert last_checkpoint(tmp_path / "run") is None
+
+
+def test_state_that_is_damaged_within_is_named(make_trainer, tmp_path):
+    make_trainer(steps=8).train()
+    for name, message in (("optimizer.pt", r"optimizer\.pt or scheduler\.pt"), ("rng_state.pth", r"rng_state\*\.pth")):
+        file = tmp_path / "run" / "checkpoint-8" / name
+        content = file.read_bytes()
+        file.write_bytes(content[:200] + bytes(len(content) - 400) + content[-200:])
+        with pytest.raises(ValueError, match=rf"{message} in .*checkpoint-8 cannot be loaded"):
+            make_trainer().train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-8"))
+        file.write_bytes(content)
+
+
+def test_only_numbered_folders_are_checkpoints_and_the_highest_number_is_the_last(make_trainer, tmp_path):
+    make_trainer().train()
+    run = tmp_path / "run"
+    for name in ("checkpoint-old-900", "checkpoint-\u00b2", "checkpoint-\u0664\u0662", "checkpoint-99.bak"):
+        shutil.copytree(run / "checkpoint-4", run / name)
+    (run / "checkpoint-1000").write_text("a file")
+    assert last_checkpoint(run) == str(run / "checkpoint-12")
+    assert [path.name for path in checkpoints(run)] == ["checkpoint-4", "checkpoint-8", "checkpoint-12"]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_and_names_it(make_trainer, tmp_path):
+    trainer = make_trainer()
+    size = 4096
+
+    def fill_the_disk(control):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    trainer.add_callback(After(8, fill_the_disk))
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # too large is then an error, as on a full disk
+    try:
+        with pytest.raises(OSError, match=r"checkpoint-8 could not be saved.*; .*checkpoint-4 stands: --resume"):
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert last_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-4")
+
+
+@pytest.mark.parametrize("writes", ["pytorch", "safetensors", "tokenizers"])
+def test_every_library_that_cannot_write_is_understood(tmp_path, writes, tiny=64 * 1024):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    tokenizer = tiny_tokenizer([str(number) for number in range(3000)], vocab_size=2000)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    write = {
+        "pytorch": lambda: torch.save(torch.zeros(tiny), tmp_path / "a.pt"),
+        "safetensors": lambda: save_file({"a": torch.zeros(tiny)}, tmp_path / "a.safetensors"),
+        "tokenizers": lambda: tokenizer.save_pretrained(tmp_path),
+    }[writes]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        with pytest.raises(OSError, match="out could not be saved .*; there is no checkpoint"):  # noqa: SIM117
+            with unsaved_told(tmp_path / "out", tmp_path):
+                write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_checkpoint_cut_short_is_passed_over(make_trainer, tmp_path):
