@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,22 +21,27 @@ class ScoredLayer(NamedTuple):
     """A decoder layer that takes part in layer selection, by its index in the model."""
 
     index: int
-    parameters: list[nn.Parameter]  # those that the optimizer holds
+    parameters: list[nn.Parameter]  # those that the optimizer holds; what layers share, each of them has
     scored: list[nn.Parameter]  # those whose gradients are the layer's score
+    score_only: list[nn.Parameter]  # norm weights that nobody trains, and get gradients for the score alone
 
     @property
-    def score_only(self) -> list[nn.Parameter]:
-        """Norm weights that are not trained, and get gradients for the score alone."""
-        return [weight for weight in self.scored if not any(weight is p for p in self.parameters)]
+    def elsewhere(self) -> list[nn.Parameter]:
+        """Norm weights that are not in the optimizer but require gradients: another one trains them."""
+        return [p for p in self.scored if not is_among(p, self.parameters) and not is_among(p, self.score_only)]
 
 
-def scored_layers(optimizer: torch.optim.Optimizer, model: nn.Module, score: str) -> list[ScoredLayer]:
+def scored_layers(
+    optimizer: torch.optim.Optimizer, model: nn.Module, score: str, before: Sequence[ScoredLayer] = ()
+) -> list[ScoredLayer]:
     """The decoder layers of which the optimizer holds parameters, in order.
 
     Args:
         optimizer (Optimizer): built from parameters of the model.
         model (nn.Module): any model with decoder layers.
         score (str): one of SCORES.
+        before (sequence of ScoredLayer): what an earlier call found. These layers alone take part again, and no norm
+            that served the score alone is taken for another optimizer's, whatever it requires meanwhile.
 
     Raises:
         ValueError: the optimizer holds no parameter of the layers, or with "adapter" none but norms.
@@ -48,18 +54,40 @@ def scored_layers(optimizer: torch.optim.Optimizer, model: nn.Module, score: str
         )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     held &= {id(p) for p in trainable_parameters(model)}  # an optimizer may hold a frozen base too
+    known = {layer.index: layer for layer in before}
     layers = []
     for index, layer in enumerate(decoder_layers(model)):
         parameters = [p for p in layer.module.parameters() if id(p) in held]
-        if parameters:
+        if parameters and (index in known or not known):
             scored = _norm_weights(layer) if score == "norms" else _without_norms(parameters, layer)
-            layers.append(ScoredLayer(index, parameters, scored))
+            idle = [p for p, idle in zip(scored, _idle(scored, known.get(index)), strict=False) if idle]
+            layers.append(ScoredLayer(index, parameters, scored, [p for p in idle if not is_among(p, parameters)]))
     if not layers:
         raise ValueError(
             "the optimizer holds no parameter of the model's decoder layers, so freezing them would have no effect; "
             "build it from this model's parameters, for example rosa.trainable_parameters(model)"
         )
     return layers
+
+
+def holders(layers: Iterable[ScoredLayer]) -> dict[nn.Parameter, set[int]]:
+    """The indices of the layers that have each of the parameters: more than one where layers share a module."""
+    found: dict[nn.Parameter, set[int]] = {}
+    for layer in layers:
+        for parameter in layer.parameters:
+            found.setdefault(parameter, set()).add(layer.index)
+    return found
+
+
+def is_among(parameter: nn.Parameter, parameters: Iterable[nn.Parameter]) -> bool:
+    return any(parameter is p for p in parameters)
+
+
+def _idle(scored: list[nn.Parameter], before: ScoredLayer | None) -> list[bool]:
+    """Which of the scored parameters nobody trains. FSDP2 may have put others in their place, in the same order."""
+    if before is None:
+        return [not p.requires_grad for p in scored]
+    return [is_among(p, before.score_only) for p in before.scored]
 
 
 def _norm_weights(layer: DecoderLayer) -> list[nn.Parameter]:

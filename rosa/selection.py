@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
+import operator
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
@@ -17,7 +19,7 @@ from rosa import parallel
 from rosa.decoder import decoder_layers
 from rosa.patching import is_patched
 from rosa.record import patched
-from rosa.scored_layers import SCORES, ScoredLayer, scored_layers
+from rosa.scored_layers import SCORES, holders, is_among, scored_layers
 from rosa.zero import Zero
 
 MODES = ("skip", "mask")
@@ -59,7 +61,11 @@ class DynamicLayerSelection(torch.optim.Optimizer):
     with probability `p_exploit`, otherwise k layers at random; the choice masks that step's gradients already and holds
     until the next. Before the first selection all layers train. A layer outside the selection does not move: its
     gradients are None, so the wrapped optimizer neither decays it nor counts a step for it. Parameters outside the
-    decoder layers always train.
+    decoder layers always train; what several layers share trains while one of them is selected.
+
+    What another optimizer holds, as AdamW the norms beside Muon, is that one's alone to train and to clear: here it is
+    only read, for the score. So call this `step` before the other's `zero_grad`. One model has one layer selection: to
+    select for two optimizers' parameters, give both groups to one optimizer, or wrap one and leave the other plain.
 
     To schedulers, `Trainer`, Accelerate and GradScaler this is an optimizer: it shows the wrapped one's `param_groups`,
     `state` and `defaults`.
@@ -69,9 +75,11 @@ class DynamicLayerSelection(torch.optim.Optimizer):
     wrapped before or after this optimizer is made. Where layers cannot be frozen, "skip" says so and works as "mask".
 
     Args:
-        optimizer (Optimizer): the optimizer to wrap, built from parameters of `model`.
+        optimizer (Optimizer): the optimizer to wrap, built from parameters of `model`; none whose `step` needs a
+            closure, as LBFGS has it.
         model (nn.Module): any model with decoder layers, inside DistributedDataParallel or not; it need not be patched.
-            Norms that are not trained get gradients at selection steps only, for their score.
+            Norms that require no gradients now, and are in no later group, get them at selection steps only, for their
+            score.
         k_ratio (float): share of the layers to train, in (0, 1].
         interval (int): steps between selections, at least 1.
         warmup_steps (int): steps before selections may begin, at least 0.
@@ -83,7 +91,8 @@ class DynamicLayerSelection(torch.optim.Optimizer):
             makes another graph at each selection.
         score (str): "norms" ranks layers by the gradients of their norms (Eq. 5); "adapter" by those of all that the
             optimizer holds of the layer but its norms, for models whose norms have no weights.
-        seed (int): of the generator that draws the selections; of several processes, the first one's counts.
+        seed (int): of the generator that draws the selections, from -2**63 to 2**64 - 1; of several processes, the
+            first one's counts.
 
     Attributes:
         selected_layers (tuple of int): the layers that train now.
@@ -95,7 +104,8 @@ class DynamicLayerSelection(torch.optim.Optimizer):
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of its range, or the optimizer holds no parameter
-            of the decoder layers, or lacks some that an earlier selection has frozen for the moment.
+            of the decoder layers, or lacks some that an earlier selection has frozen for the moment, or another
+            selection is at work on these layers.
         UnsupportedModelError: no decoder layers, norms without weights, or a model sharded by FSDP1.
     """
 
@@ -121,19 +131,20 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         self._adapter = patched(model)[1].active_adapter if is_patched(model) else None
         self.interval, self.warmup_steps, self.p_exploit, self.mode = interval, warmup_steps, p_exploit, mode
         self.score = score
-        self._model, self._held = model, []
-        self._holds = False
+        self._model, self._layers, self._held = model, [], []
+        self._holds = self._succeeded = False
         self._set_engine(parallel.Engine())
-        self._succeed_older()
+        older = self._release_older()
         self._bind()
+        for selection in older:
+            selection._succeeded = True
+        _living.add(self)
         # The margin keeps products such as 0.29 * 100, one rounding below a whole number, on that number.
         self.k = max(1, math.floor(k_ratio * len(self._layers) + 1e-9))
         self.selected_layers = self.layers
         self.history: list[Selection] = []
         self._steps = 0
         self._generator = torch.Generator("cpu").manual_seed(seed)
-        self._score_only_flags = [p.requires_grad for p in self._score_only]
-        self.unfreeze()
         self._forward_seen = False
         self._watch_forward()
         self._prepare_next_step()
@@ -161,15 +172,12 @@ class DynamicLayerSelection(torch.optim.Optimizer):
 
         Raises:
             FloatingPointError: the gradient of a norm is not finite at a selection step. Nothing was changed.
-            RuntimeError: no norm has a gradient at a selection step, or the adapter that this optimizer was built for
-                is not in the model: another one was switched in, or it is disabled. Nothing was changed.
+            RuntimeError: no norm has a gradient at a selection step; or the adapter that this optimizer was built for
+                is not in the model: another one was switched in, or it is disabled; or a later selection has taken over
+                these layers. Nothing was changed.
             ValueError: the ranks of several processes were given other arguments. Nothing was changed.
         """
-        if self._adapter is not None and not self._adapter.attached:
-            raise RuntimeError(
-                "this optimizer was built for an adapter that is not in the model now, and would move the norms of the "
-                "one that is: switch back with rosa.set_adapter, or leave `rosa.disabled`, before step()"
-            )
+        self._check_in_charge("step()")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -178,10 +186,8 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         begins, ends = self._engine.extent(self.param_groups)
         if begins:
             self._begin_step()
-        for layer in self._layers:
-            _drop_gradients(layer.score_only)
-            if layer.index not in self.selected_layers:
-                _drop_gradients(layer.parameters)
+        _drop_gradients(self._score_only)
+        _drop_gradients(p for p, layers in self._holders.items() if layers.isdisjoint(self.selected_layers))
         self._engine.step(self.optimizer, self.selected_layers)
         if ends:
             self._prepare_next_step()
@@ -189,16 +195,13 @@ class DynamicLayerSelection(torch.optim.Optimizer):
 
     def unfreeze(self) -> None:
         """Gives every parameter the requires_grad flag it had at first; the next `step` freezes again."""
-        self._set_flags(
-            [(layer, True) for layer in self._layers], zip(self._score_only, self._score_only_flags, strict=True)
-        )
+        self._set_flags(self.layers, score_only=False)
         self._holds = False
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of all that the optimizer holds, and of norms that serve the score alone."""
         super().zero_grad(set_to_none)
-        for layer in self._layers:
-            _drop_gradients(layer.score_only)
+        _drop_gradients(self._score_only)
 
     @property
     def _score_only(self) -> list[nn.Parameter]:
@@ -231,7 +234,8 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         if not self._engine.saw_backward([p for layer in self._layers for p in layer.scored]):
             scored = self.score.removesuffix("s")
             raise RuntimeError(
-                f"step {step} selects layers, but no {scored} has a gradient: call backward() before step()"
+                f"step {step} selects layers, but no {scored} has a gradient: call backward() before step(), and "
+                "another optimizer's zero_grad() after it"
             )
         self._engine.reduce_unmanaged(self._score_only)
         squares, device = [], self._layers[0].scored[0].device
@@ -249,8 +253,7 @@ class DynamicLayerSelection(torch.optim.Optimizer):
     def _prepare_next_step(self) -> None:
         """At a selection step every layer computes gradients, since any may be chosen."""
         selects, freezes = self._selects(self._steps + 1), self._may_freeze()
-        trains = [(layer, selects or not freezes or layer.index in self.selected_layers) for layer in self._layers]
-        self._set_flags(trains, [(p, selects) for p in self._score_only])
+        self._set_flags(self.selected_layers if freezes and not selects else self.layers, score_only=selects)
         self._holds = True
 
     def _may_freeze(self) -> bool:
@@ -263,41 +266,56 @@ class DynamicLayerSelection(torch.optim.Optimizer):
             _warn_once(f"DynamicLayerSelection(mode='skip') works as mode='mask' here: {obstacle}")
         return obstacle is None
 
-    def _set_flags(
-        self, layers: Iterable[tuple[ScoredLayer, bool]], score_only: Iterable[tuple[nn.Parameter, bool]]
-    ) -> None:
-        flags = [(p, trains) for layer, trains in layers for p in layer.parameters]
-        changed = any(p.requires_grad != flag for p, flag in flags)
-        for parameter, flag in (*flags, *score_only):
+    def _set_flags(self, layers: tuple[int, ...], *, score_only: bool) -> None:
+        """Lets the parameters of these layers require gradients and no others, and norms that serve the score alone
+        only with `score_only`."""
+        flags = {p: not holders.isdisjoint(layers) for p, holders in self._holders.items()}
+        changed = any(p.requires_grad != flag for p, flag in flags.items())
+        for parameter, flag in (flags | dict.fromkeys(self._score_only, score_only)).items():
             parameter.requires_grad_(flag)
         if changed:
             self._engine.flags_changed()
 
     def _bind(self) -> None:
-        """Finds the layers' parameters among the optimizer's; again where FSDP2 has put shards in their place since."""
+        """Finds the layers' parameters among the optimizer's; again where a group has come since, or FSDP2 has put
+        shards in their place."""
         held = [p for group in self.param_groups for p in group["params"]]
-        if self._held and all(old is new for old, new in zip(self._held, held, strict=False)):
+        if self._layers and len(held) == len(self._held) and all(map(operator.is_, held, self._held)):
             return
-        if self._held and not any(new is p for new in held for p in self._model.parameters()):
+        if self._layers and not any(is_among(p, self._model.parameters()) for p in held):
             if not isinstance(self._engine, Zero):
-                trained = [p for layer in self._layers for p in layer.parameters]
-                self._set_engine(Zero(self.param_groups, self.score, trained, self._score_only))
+                elsewhere = [p for layer in self._layers for p in layer.elsewhere]
+                self._set_engine(Zero(self.param_groups, self.score, [*self._holders], self._score_only, elsewhere))
             return
-        self._layers, self._held = scored_layers(self.optimizer, self._model, self.score), held
-        self._drop_gradients_as_they_come()
+        if self._layers:
+            self.unfreeze()
+            for norm in self._score_only:
+                norm.requires_grad_(is_among(norm, held) and not is_among(norm, self._held))
+        earlier = self._layers
+        self._layers, self._held = scored_layers(self.optimizer, self._model, self.score, earlier), held
+        self._drop_gradients_as_they_come({p for layer in earlier for p in layer.parameters})
         engine = parallel.engine_of(self._model, self._layers[0].parameters[0])
         if engine is not None:
             self._set_engine(engine)
         for layer in self._layers:
-            self._engine.check_layer(layer.parameters + layer.score_only)
+            self._engine.check_layer(layer.parameters + layer.scored)
 
-    def _succeed_older(self) -> None:
-        """An older optimizer of these parameters, which a scheduler for example may keep alive, lets go of them."""
+    def _release_older(self) -> list[DynamicLayerSelection]:
+        """Has older selections over these layers, which a scheduler for example may keep alive, let go of them."""
+        released = []
         held = {id(p) for group in self.param_groups for p in group["params"]}
+        layers = [{id(p) for p in layer.module.parameters()} for layer in decoder_layers(self._model)]
+        near = {p for layer in layers if layer & held for p in layer}
         for older in list(_living):
-            theirs = [p for layer in older._layers for p in layer.parameters]
-            if older._adapter is not self._adapter or not any(id(p) in held for p in theirs):
+            theirs = [*older._holders]
+            if older._adapter is not self._adapter or not any(id(p) in near for p in theirs):
                 continue
+            if older._holds and not any(id(p) in held for p in theirs):
+                raise ValueError(
+                    "another DynamicLayerSelection is at work on these layers, and two would select apart: give both "
+                    "groups of parameters to one optimizer, or wrap one optimizer and leave the other plain; if the "
+                    "other selection has done its work, call its unfreeze() first"
+                )
             lost = sum(1 for p in theirs if not p.requires_grad and id(p) not in held)
             if lost:
                 raise ValueError(
@@ -305,7 +323,20 @@ class DynamicLayerSelection(torch.optim.Optimizer):
                     "never train: call unfreeze() of that selection before you collect another optimizer's parameters"
                 )
             older.unfreeze()
-        _living.add(self)
+            released.append(older)
+        return released
+
+    def _check_in_charge(self, call: str) -> None:
+        if self._adapter is not None and not self._adapter.attached:
+            raise RuntimeError(
+                "this optimizer was built for an adapter that is not in the model now, and would move the norms of the "
+                f"one that is: switch back with rosa.set_adapter, or leave `rosa.disabled`, before {call}"
+            )
+        if self._succeeded:
+            raise RuntimeError(
+                f"{call} of a layer selection whose layers a later DynamicLayerSelection has taken over: go on with "
+                "that one, or make another over this one's `.optimizer`"
+            )
 
     def _set_engine(self, engine: parallel.Engine) -> None:
         self._engine, self._ranks_agree = engine, False
@@ -317,20 +348,21 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         self._engine.check_equal({name.strip("_"): getattr(self, name) for name in names})
         self._ranks_agree = True
 
-    def _drop_gradients_as_they_come(self) -> None:
+    def _drop_gradients_as_they_come(self, watched: set[nn.Parameter]) -> None:
         """Gradient clipping between backward and step must see the selected layers only, also where others are not
-        frozen."""
+        frozen. `watched` are seen to already."""
         reference = weakref.ref(self)  # the parameters, which keep the hooks, may outlive this optimizer
 
-        def drop(index: int, parameter: nn.Parameter) -> None:
+        def drop(layers: set[int], parameter: nn.Parameter) -> None:
             selection = reference()
-            if selection is not None and selection._drops(index):
+            if selection is not None and selection._drops(layers):
                 selection._engine.drop(parameter)
 
-        for layer in self._layers:
-            for parameter in layer.parameters:
-                parameter.requires_grad_(True)  # an optimizer that is gone may have left it frozen
-                parameter.register_post_accumulate_grad_hook(functools.partial(drop, layer.index))
+        self._holders = holders(self._layers)
+        for parameter, layers in self._holders.items():
+            parameter.requires_grad_(True)  # an optimizer that is gone may have left it frozen
+            if parameter not in watched:
+                parameter.register_post_accumulate_grad_hook(functools.partial(drop, layers))
 
     def _watch_forward(self) -> None:
         """Notes at every forward whether DDP runs it; in mode "skip" warns when the module that runs the layers, and so
@@ -366,10 +398,10 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         if ddp is not None and ddp is not getattr(self._engine, "ddp", None):
             self._set_engine(parallel.DDP(ddp))
 
-    def _drops(self, index: int) -> bool:
+    def _drops(self, layers: set[int]) -> bool:
         if self._adapter is not None and not self._adapter.attached:  # the norms hold another adapter's weights now
             return False
-        return self._holds and index not in self.selected_layers and not self._selects(self._steps + 1)
+        return self._holds and layers.isdisjoint(self.selected_layers) and not self._selects(self._steps + 1)
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state and, under "layer_selection", the step, the selection and its generator.
@@ -390,7 +422,9 @@ class DynamicLayerSelection(torch.optim.Optimizer):
 
         Raises:
             ValueError: the state has no layer selection, or one over another number of layers. Nothing was changed.
+            RuntimeError: as `step` raises it, where another adapter or a later selection has taken over.
         """
+        self._check_in_charge("load_state_dict()")
         own = state_dict.get("layer_selection")
         if own is None:
             raise ValueError(
@@ -433,8 +467,16 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         return self.optimizer.defaults
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group to the wrapped optimizer. Its parameters always train: the layers were fixed at construction."""
+        """Adds a group to the wrapped optimizer. What it has of the layers that take part belongs to these from now on,
+        norms that served the score alone too, and does not move while its layer is outside the selection. All else
+        always trains: which layers take part was fixed at construction."""
+        self._check_in_charge("add_param_group()")
+        holds = self._holds
         self.optimizer.add_param_group(param_group)
+        self._bind()
+        self._engine.flags_changed()  # a norm that served the score alone may be new to DDP
+        if holds:
+            self._prepare_next_step()
 
     def __getattr__(self, name: str) -> Any:
         # What some optimizers have beyond the common interface, such as `train` and `eval` of schedule-free ones.
@@ -464,7 +506,7 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=2)
 
 
-def _drop_gradients(parameters: list[nn.Parameter]) -> None:
+def _drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for parameter in parameters:
         parameter.grad = None
 
@@ -474,9 +516,17 @@ def _check(optimizer, k_ratio, interval, warmup_steps, p_exploit, mode, score, s
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if isinstance(optimizer, DynamicLayerSelection):
         raise TypeError("optimizer is a DynamicLayerSelection already; wrap the optimizer inside it")
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(
+            f"{type(optimizer).__name__} calls its closure several times a step and moves parameters that have no "
+            "gradient, so that layers cannot be left out of a step; use an optimizer whose step() needs no closure"
+        )
     for name, value in (("interval", interval), ("warmup_steps", warmup_steps), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be an int, got {value!r}")
+    if not -(2**63) <= seed < 2**64:  # what torch's generators take
+        raise ValueError(f"seed must lie in -2**63 to 2**64 - 1, got {seed}")
     if not 0 < k_ratio <= 1:
         raise ValueError(f"k_ratio must lie in (0, 1], got {k_ratio}")
     if interval < 1:

@@ -31,17 +31,23 @@ def layer_groups(model: nn.Module, groups: Iterable[dict[str, Any]] | None = Non
         Groups with the keys they had, and `layer` (int or None) and `last` (bool, of the list).
 
     Raises:
-        ValueError: nothing but norms is to train.
+        ValueError: nothing but norms is to train, or a parameter that several layers share.
         UnsupportedModelError: the model has no decoder layers.
     """
     layers, norms = {}, set()
     for index, layer in enumerate(decoder_layers(model)):
-        layers |= {id(p): index for p in layer.module.parameters()}
+        for parameter in layer.module.parameters():
+            layers.setdefault(id(parameter), []).append(index)
         norms |= {id(p) for norm in layer.norms.values() for p in norm.parameters()}
     divided: dict[tuple, dict[str, Any]] = {}
     for number, group in enumerate([{"params": trainable_parameters(model)}] if groups is None else groups):
         for parameter in group["params"]:
-            layer = layers.get(id(parameter))
+            layer, *others = layers.get(id(parameter), [None])
+            if others:
+                raise ValueError(
+                    f"layers {layer} and {others[0]} share a parameter that is to train, and under DeepSpeed's ZeRO "
+                    "layer selection knows one layer a parameter: freeze it, or use dls=None"
+                )
             place = (id(parameter) in norms, -1 if layer is None else layer, number)
             new = divided.setdefault(place, group | {"params": [], "layer": layer, "last": False})
             new["params"].append(parameter)
@@ -90,7 +96,12 @@ class Zero(Engine):
     """
 
     def __init__(
-        self, groups: list[dict[str, Any]], score: str, trained: list[nn.Parameter], score_only: list[nn.Parameter]
+        self,
+        groups: list[dict[str, Any]],
+        score: str,
+        trained: list[nn.Parameter],
+        score_only: list[nn.Parameter],
+        elsewhere: list[nn.Parameter],
     ):
         if not all(map(is_managed, trained)):
             raise ValueError(
@@ -107,6 +118,11 @@ class Zero(Engine):
             raise ValueError(f"under DeepSpeed's ZeRO layers are ranked by score='norms', got {score!r}")
         if any(map(is_partitioned, score_only)):
             raise ValueError("under ZeRO-3 gradients are reduced of what trains: let the norms train, or set no DLS")
+        if elsewhere:
+            raise ValueError(
+                f"{len(elsewhere)} norms require gradients but are not in the optimizer, and DeepSpeed's ZeRO reduces "
+                "the gradients of that alone: add them to it, or let them require none before layer selection is made"
+            )
         self.groups = (dist.group.WORLD,)
         self._stepped: set[int] = set()
 

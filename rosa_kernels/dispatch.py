@@ -34,7 +34,8 @@ def roae(
     and keys and Eq. 4, Z* = Z + Z * (alpha * S), on the low-frequency pairs, as `rope_roae` does it.
 
     The inputs are never changed. The gradient flows to q, k, hidden_states and the weights; only those that ask for it
-    are computed, and hidden_states is saved for down's gradient alone.
+    are computed, and hidden_states is saved for down's gradient alone. A token whose signal is not finite spoils its
+    own low-frequency pairs and no others, on every backend.
 
     Args:
         q (Tensor): queries `[batch, heads, seq, head_dim]`; float16, bfloat16, float32 or float64; any strides.
@@ -93,7 +94,8 @@ def rope_roae(
     """Rotates queries and keys (RoPE) and enhances their low-frequency pairs: Z* = Z + Z * (alpha * S), Eq. 4.
 
     Z are the last n of the R / 2 rotary pairs after rotation, d_low = 2n numbers a head: n real parts, then n imaginary
-    ones. The inputs are never changed. The gradient flows to q, k, signal and key_signal.
+    ones. The inputs are never changed. The gradient flows to q, k, signal and key_signal. A signal that is not finite
+    spoils its own low-frequency pairs and no others, on every backend.
 
     Args:
         q (Tensor): queries `[batch, heads, seq, head_dim]`; float16, bfloat16, float32 or float64; any strides.

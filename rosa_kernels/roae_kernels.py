@@ -17,6 +17,8 @@ Notable:
   has no signal gets S = 0.
 - For the signal's gradient, forward keeps a compact copy of the low-frequency pairs as they came in (exact in any
   dtype, a quarter of q and k at r_low = 0.25), and backward rotates it again.
+- What stands beside a tile's own columns is 0 after a product too, where a NaN or infinity has met the zeros there: it
+  must not reach the high-frequency pairs. Tiles without such columns cost nothing for that.
 - cos and sin of the high-frequency pairs are read for every head, from cache: kept, they would cost 32 registers.
 """
 
@@ -108,6 +110,9 @@ def _project(b_latent, w, i_head, PAIRS: tl.constexpr, LOW_PAIRS: tl.constexpr, 
     b_w_re, b_w_im = _load_head_rows(w, i_head, PAIRS, LOW_PAIRS, SPLIT, BLOCK_LOW, RANK, BLOCK_R)
     b_re = tl.dot(b_latent, tl.trans(b_w_re.to(b_latent.dtype)), input_precision="ieee", out_dtype=COMPUTE)
     b_im = tl.dot(b_latent, tl.trans(b_w_im.to(b_latent.dtype)), input_precision="ieee", out_dtype=COMPUTE)
+    if LOW_PAIRS < BLOCK_LOW:
+        _, m = _low_columns(PAIRS, LOW_PAIRS, SPLIT, BLOCK_LOW)
+        b_re, b_im = tl.where(m[None, :], b_re, 0.0), tl.where(m[None, :], b_im, 0.0)
     return b_re, b_im
 
 
@@ -227,8 +232,12 @@ def roae_forward_kernel(
             p_gqa = gqa_down + o_r[:, None] * S_COLUMNS + o_s[None, :]
             b_gqa = tl.load(p_gqa, mask=m_r[:, None] & m_s[None, :], other=0.0)
             b_s = (b_u * tl.sigmoid(b_u)).to(DOT)
+            if S_COLUMNS % BLOCK_S != 0:
+                b_s = tl.where(m_s[None, :], b_s, 0.0)
             b_key_latent = tl.dot(b_s, tl.trans(b_gqa.to(DOT)), b_key_latent, input_precision="ieee", out_dtype=COMPUTE)
         b_key_latent = b_key_latent.to(DOT)
+        if RANK < BLOCK_R:
+            b_key_latent = tl.where(tl.arange(0, BLOCK_R)[None, :] < RANK, b_key_latent, 0.0)
         if STORE:
             _store_rows(key_latent, o_t, m_t, b_key_latent, RANK, BLOCK_R)
         for i_k in range(KEY_HEADS):

@@ -327,6 +327,54 @@ def test_closures_and_step_hooks(make_patched, batch):
     assert calls == ["after", "after"]
 
 
+ONE_CALL = [
+    getattr(torch.optim, name)
+    for name in (
+        "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "Muon", "NAdam", "RAdam", "RMSprop",
+        "Rprop", "SGD",
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ONE_CALL, ids=lambda kind: kind.__name__)
+def test_every_optimizer_of_torch_leaves_layers_out_and_takes_a_closure(make_patched, batch, kind):
+    ends, calls = [], 0
+    for with_closure in (False, True):
+        model = make_patched(hidden_size=16).train()
+        optimizer = DynamicLayerSelection(kind(matrices(model), lr=1e-2), model, interval=2, k_ratio=0.25)
+
+        def closure(model=model, optimizer=optimizer):
+            nonlocal calls
+            calls += 1
+            optimizer.zero_grad()
+            loss = model(**batch).loss
+            loss.backward()
+            return loss
+
+        for step in range(5):
+            before = values(model)
+            if with_closure:
+                assert torch.is_tensor(optimizer.step(closure))
+            else:
+                backward(model, batch)
+                optimizer.step()
+                optimizer.zero_grad()
+            moved = {n.split(".")[2] for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+            assert moved == {str(layer) for layer in optimizer.selected_layers}, step
+        ends.append(values(model))
+    assert equal(*ends) and calls == 5
+
+
+def test_an_optimizer_that_needs_its_closure_is_refused_and_nothing_is_frozen(make_patched):
+    model = make_patched()
+    lbfgs = torch.optim.LBFGS(rosa.trainable_parameters(model))
+    torch.optim.lr_scheduler.ConstantLR(lbfgs)  # wraps its step
+    with pytest.raises(TypeError, match="LBFGS calls its closure several times a step.*needs no closure"):
+        DynamicLayerSelection(lbfgs, model)
+    assert all(p.requires_grad for p in rosa.trainable_parameters(model))
+    assert wrap(model).layers == (0, 1, 2, 3)
+
+
 def backward_flops(model, batch):
     loss = model(**batch).loss
     with FlopCounterMode(display=False) as counter:
@@ -438,6 +486,226 @@ def test_a_second_optimizer_that_would_lack_frozen_lora_parameters_is_refused(ma
     assert wrap(model).layers == (0, 1, 2, 3)
 
 
+def matrices(model):
+    return [p for p in rosa.trainable_parameters(model) if p.ndim == 2]
+
+
+def norms(model):
+    return [p for p in rosa.trainable_parameters(model) if p.ndim == 1]
+
+
+def test_norms_beside_the_wrapped_optimizer_are_left_to_the_other_one(make_patched, batch):
+    ends = {}
+    for mode in ("mask", "skip"):
+        model = make_patched(hidden_size=16).train()
+        muon = torch.optim.Muon(matrices(model), lr=1e-2)
+        optimizer = DynamicLayerSelection(muon, model, interval=3, k_ratio=0.25, mode=mode)
+        adamw = torch.optim.AdamW(norms(model), lr=1e-2)
+        for _ in range(10):
+            before = values(model)
+            backward(model, batch)
+            optimizer.step()
+            optimizer.zero_grad()
+            assert len(norms(model)) == 8 and all(p.requires_grad and p.grad is not None for p in norms(model))
+            adamw.step()
+            adamw.zero_grad()
+            moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+            assert sum("norm" in name for name in moved) == 8
+            layers = {int(name.split(".")[2]) for name in moved if "roae" in name}
+            assert layers == set(optimizer.selected_layers)
+        assert len(optimizer.history) == 3 and all(score > 0 for score in optimizer.scores)
+        optimizer.unfreeze()
+        assert all(p.requires_grad for p in norms(model))
+        ends[mode] = values(model), optimizer.history
+    assert equal(ends["mask"][0], ends["skip"][0]) and ends["mask"][1] == ends["skip"][1]
+
+
+def test_norms_that_another_optimizer_has_cleared_too_early_are_told(make_patched, batch):
+    model = make_patched().train()
+    optimizer = DynamicLayerSelection(torch.optim.Muon(matrices(model), lr=1e-2), model, interval=1)
+    backward(model, batch)
+    torch.optim.AdamW(norms(model)).zero_grad()
+    with pytest.raises(RuntimeError, match=r"no norm has a gradient.*another optimizer's zero_grad\(\) after it"):
+        optimizer.step()
+
+
+def with_norms_later(model, mode, **options):
+    optimizer = DynamicLayerSelection(torch.optim.AdamW(matrices(model), lr=1e-2), model, mode=mode, **options)
+    optimizer.add_param_group({"params": norms(model), "weight_decay": 0.0})
+    return optimizer
+
+
+@pytest.mark.parametrize("mode", ["mask", "skip"])
+def test_a_group_that_comes_later_belongs_to_its_layers_like_one_from_the_start(make_patched, batch, mode):
+    ends = []
+    for later in (False, True):
+        model = make_patched(hidden_size=16).train()
+        if later:
+            optimizer = with_norms_later(model, mode, interval=3, k_ratio=0.25)
+        else:
+            groups = [{"params": matrices(model)}, {"params": norms(model), "weight_decay": 0.0}]
+            adamw = torch.optim.AdamW(groups, lr=1e-2)
+            optimizer = DynamicLayerSelection(adamw, model, interval=3, k_ratio=0.25, mode=mode)
+        train(model, optimizer, batch, 8)
+        ends.append((values(model), optimizer.history))
+    start = values(make_patched(hidden_size=16))
+    assert sum(not torch.equal(start[n], v) for n, v in ends[0][0].items() if "layernorm" in n) == 8
+    assert equal(ends[0][0], ends[1][0]) and ends[0][1] == ends[1][1]
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["rosa", "lora, norms frozen"])
+def test_a_group_between_two_selections_in_both_modes_and_resumed(make_model, make_patched, batch, frozen):
+    def started(mode):
+        if frozen:
+            model = get_peft_model(make_model(hidden_size=16), LoraConfig(r=2, target_modules=["q_proj"])).train()
+            own = [p for n, p in model.named_parameters() if "norm" in n and "layers" in n]
+        else:
+            model = make_patched(hidden_size=16).train()
+            own = norms(model)
+        adamw = torch.optim.AdamW(matrices(model), lr=1e-2)
+        return model, own, DynamicLayerSelection(adamw, model, interval=4, k_ratio=0.25, mode=mode)
+
+    ends = {}
+    for mode in ("mask", "skip"):
+        model, own, optimizer = started(mode)
+        train(model, optimizer, batch, 5)
+        optimizer.zero_grad()
+        model.zero_grad()
+        optimizer.add_param_group({"params": own})
+        before = values(model)
+        train(model, optimizer, batch, 1)
+        moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+        assert {n.partition("layers.")[2][0] for n in moved} == {str(optimizer.selected_layers[0])}
+        assert sum("norm" in n for n in moved) == 2
+        saved = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+        train(model, optimizer, batch, 9)
+        ends[mode] = values(model)
+        other, own, resumed = started(mode)
+        resumed.add_param_group({"params": own})
+        other.load_state_dict(saved[0])
+        resumed.load_state_dict(saved[1])
+        train(other, resumed, batch, 9)
+        assert equal(values(other), ends[mode]) and resumed.history == optimizer.history
+        optimizer.unfreeze()
+        assert all(p.requires_grad for p in own)
+    assert equal(ends["mask"], ends["skip"])
+
+
+@pytest.mark.parametrize("mode", ["mask", "skip"])
+def test_a_later_group_of_no_layer_that_takes_part_always_trains(make_patched, batch, mode):
+    model = make_patched(config=rosa.RosaConfig(rank=4, layers=(2, 3))).train()
+    optimizer = wrap(model, mode=mode, interval=2, k_ratio=0.5)
+    later = [model.lm_head.weight, model.model.layers[0].mlp.up_proj.weight]
+    for parameter in later:
+        parameter.requires_grad_(True)
+    optimizer.add_param_group({"params": later})
+    for _ in range(5):
+        before = [p.detach().clone() for p in later]
+        train(model, optimizer, batch, 1)
+        assert not any(torch.equal(p, b) for p, b in zip(later, before, strict=True))
+    assert optimizer.layers == (2, 3)
+
+
+def test_a_later_group_leaves_a_frozen_base_in_the_optimizer_frozen(make_model, batch):
+    model = get_peft_model(make_model(), LoraConfig(r=2, target_modules="all-linear")).train()
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    head = model.base_model.model.lm_head.weight
+    rest = [p for p in model.parameters() if p is not head]
+    optimizer = DynamicLayerSelection(torch.optim.SGD(rest, lr=0.1), model, interval=2)
+    train(model, optimizer, batch, 1)
+    optimizer.add_param_group({"params": [head]})
+    before = [p.detach().clone() for p in frozen]
+    train(model, optimizer, batch, 4)
+    assert all(torch.equal(p, b) for p, b in zip(frozen, before, strict=True))
+
+
+def test_two_selections_over_the_same_layers_are_refused(make_patched, batch):
+    model = make_patched().train()
+    first = DynamicLayerSelection(torch.optim.Muon(matrices(model), lr=1e-2), model, interval=2)
+    train(model, first, batch, 2)
+    flags = [p.requires_grad for p in model.parameters()]
+    adamw = torch.optim.AdamW(norms(model), lr=1e-2)
+    with pytest.raises(ValueError, match=r"two would select apart.*one optimizer.*leave the other plain.*unfreeze\(\)"):
+        DynamicLayerSelection(adamw, model)
+    assert [p.requires_grad for p in model.parameters()] == flags
+    train(model, first, batch, 1)  # still in charge
+    first.unfreeze()
+    second = DynamicLayerSelection(adamw, model, interval=2)
+    train(model, second, batch, 2)
+    backward(model, batch)
+    for call in (first.step, lambda: first.load_state_dict(first.state_dict())):
+        with pytest.raises(RuntimeError, match="a later DynamicLayerSelection has taken over"):
+            call()
+    with pytest.raises(RuntimeError, match="a later DynamicLayerSelection has taken over"):
+        first.add_param_group({"params": norms(model)})
+    assert len(first.param_groups) == 1
+
+
+def test_two_selections_over_different_layers_go_together(make_patched, batch):
+    model = make_patched().train()
+    lower, upper = (
+        DynamicLayerSelection(
+            torch.optim.SGD([p for layer in layers for p in layer.parameters() if p.requires_grad], lr=0.1), model
+        )
+        for layers in (model.model.layers[:2], model.model.layers[2:])
+    )
+    backward(model, batch)
+    lower.step(), upper.step()
+    assert (lower.layers, upper.layers) == ((0, 1), (2, 3))
+
+
+def test_a_second_selection_that_fails_leaves_the_first_in_charge(make_patched, batch):
+    model = make_patched().train()
+    first = wrap(model, interval=2)
+    with pytest.raises(ValueError, match="nothing of model.layers.0 but its norms"):
+        DynamicLayerSelection(torch.optim.AdamW(norms(model)), model, score="adapter")
+    train(model, first, batch, 2)
+    assert len(first.history) == 1
+
+
+def shared_rosa(make_model):
+    model = make_model(hidden_size=16)
+    model.model.layers[1].self_attn = model.model.layers[0].self_attn
+    return rosa.patch(model, rosa.RosaConfig(rank=4)), "layers.0.self_attn.roae"
+
+
+def shared_lora(make_model):
+    model = make_model(hidden_size=16)
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["up_proj"])), "layers.0.mlp.up_proj.lora_B"
+
+
+def shared_norms(make_model):
+    model = make_model(hidden_size=16)
+    model.model.layers[1] = model.model.layers[0]
+    return model, "layers.0"
+
+
+@pytest.mark.parametrize("make", [shared_rosa, shared_lora, shared_norms])
+@pytest.mark.parametrize("score", ["norms", "adapter"])
+def test_what_two_layers_share_trains_whenever_one_of_them_is_selected(make_model, batch, make, score):
+    ends = {}
+    for mode in ("mask", "skip"):
+        model, shared = make(make_model)
+        model.config.use_cache = False  # a cache has a place for each attention
+        adamw = torch.optim.AdamW(rosa.trainable_parameters(model.train()), lr=1e-2)
+        optimizer = DynamicLayerSelection(
+            adamw, model, interval=2, k_ratio=0.25, p_exploit=0.0, mode=mode, score=score, seed=3
+        )
+        assert optimizer.layers == (0, 1, 2, 3)
+        for step in range(14):
+            before = values(model)
+            backward(model, batch)
+            optimizer.step()
+            optimizer.zero_grad()
+            moved = [not torch.equal(p, before[n]) for n, p in model.named_parameters() if shared in n]
+            trains = bool({0, 1} & {*optimizer.selected_layers})
+            assert moved and all(m == trains for m in moved), step
+        assert {s.layers for s in optimizer.history} == {(0,), (1,), (2,), (3,)}
+        ends[mode] = values(model), optimizer.history
+    assert equal(ends["mask"][0], ends["skip"][0]) and ends["mask"][1] == ends["skip"][1]
+
+
 def test_a_model_with_layer_selection_is_pickled_and_copied_without_it(make_patched, batch):
     model = make_patched().eval()
     optimizer = wrap(model)
@@ -493,6 +761,8 @@ def test_gpt2_has_layers_too():
         (dict(mode="drop"), ValueError, "mode must be one of skip, mask, got 'drop'"),
         (dict(score="loss"), ValueError, "score must be one of norms, adapter, got 'loss'"),
         (dict(seed=None), TypeError, "seed must be an int, got None"),
+        (dict(seed=2**64), ValueError, r"seed must lie in -2\*\*63 to 2\*\*64 - 1, got 18446744073709551616"),
+        (dict(seed=-(2**63) - 1), ValueError, r"seed must lie in -2\*\*63 to 2\*\*64 - 1, got -9223372036854775809"),
     ],
 )
 def test_bad_arguments_are_named_and_nothing_is_frozen(make_patched, options, error, message):

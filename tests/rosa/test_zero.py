@@ -75,3 +75,25 @@ def test_norms_that_zero_3_has_partitioned_in_16_bits_are_not_widened(make_model
         rosa.patch(model)
     assert not rosa.is_patched(model)
     rosa.patch(model, rosa.RosaConfig(adapter_dtype="bfloat16"))
+
+
+def test_what_layers_share_has_no_group_of_one_layer(make_model):
+    model = make_model()
+    model.model.layers[1].self_attn = model.model.layers[0].self_attn
+    rosa.patch(model)
+    with pytest.raises(ValueError, match="layers 0 and 1 share a parameter that is to train.*or use dls=None"):
+        rosa.layer_groups(model)
+
+
+def test_norms_that_train_outside_of_zeros_optimizer_are_refused(make_patched):
+    model = make_patched()
+    matrices = [p for p in rosa.trainable_parameters(model) if p.ndim == 2]
+    for parameter in matrices:
+        parameter._hp_mapping = None  # ZeRO's mark
+    groups = rosa.layer_groups(model, [{"params": matrices}])
+    optimizer = rosa.DynamicLayerSelection(torch.optim.AdamW(groups), model)
+    for group in optimizer.param_groups:
+        group["params"] = [nn.Parameter(torch.zeros(1))]  # as ZeRO puts in their place
+    model(input_ids=torch.ones(1, 3, dtype=torch.long), labels=torch.ones(1, 3, dtype=torch.long)).loss.backward()
+    with pytest.raises(ValueError, match="8 norms require gradients but are not in the optimizer"):
+        optimizer.step()

@@ -106,6 +106,34 @@ def test_triton_computes_what_the_reference_computes_in_float64(kernel_device, c
     assert max(errors(run(inputs, backend="triton", **options), exact).values()) < 1e-14
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        dict(),
+        dict(heads=3, key_heads=3, shared=True),
+        dict(head_dim=80, low_pairs=10, rank=20, seq=3),
+        dict(interleaved=True, head_dim=48, rotary_dim=40, low_pairs=3),
+        dict(heads=1, key_heads=1, low_pairs=1, rank=1, hidden_size=1),
+    ],
+    ids=["grouped", "shared signal", "head of 80, rank 20", "interleaved, partial rotary", "one of each"],
+)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")], ids=str)
+def test_signals_that_are_not_finite_spoil_what_they_do_in_the_reference(kernel_device, case, bad):
+    options = dict(alpha=0.7, interleaved=case.get("interleaved", False))
+    for place in ("hidden_states", "down", "up"):
+        inputs = make_inputs(**case, device=kernel_device)
+        if case.get("rank") == 1:  # where the signals of infinity are all infinity, and not NaN
+            inputs |= {name: t.abs() for name, t in inputs.items()}
+        inputs[place][..., -1, -1] = bad
+        ours, exact = (run(inputs, backend=backend, **options) for backend in ("triton", "reference"))
+        for name, value in exact.items():
+            assert torch.equal(ours[name].isnan(), value.isnan()), (place, name)
+        spoilt = ~exact["q_out"].isfinite()
+        assert spoilt.any() and not spoilt.all(), place  # high-frequency pairs stay
+        if place == "hidden_states":
+            assert not spoilt[:, :, :-1].any() or inputs["q"].shape[2] == 1
+
+
 # Heads as large as models have them, so that a part of each only rotates.
 CASES_OF_16_BITS = {
     "grouped": dict(),

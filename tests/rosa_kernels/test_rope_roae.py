@@ -84,6 +84,21 @@ def test_triton_computes_what_the_reference_computes_in_float64(kernel_device, c
     assert max(relative_errors(ours, exact)) < 1e-14
 
 
+@pytest.mark.parametrize("name", ["grouped", "shared signal", "head of 80", "interleaved, partial, cos of every batch"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")], ids=str)
+def test_signals_that_are_not_finite_spoil_what_they_do_in_the_reference(kernel_device, name, bad):
+    options = dict(alpha=0.7, interleaved=CASES[name].get("interleaved", False))
+    for columns in (slice(None), 0):
+        inputs = make_inputs(**CASES[name], device=kernel_device)
+        for signal in inputs[4:]:
+            if signal is not None:
+                signal[0, -1, columns] = bad
+        ours, exact = (run(inputs, backend=backend, **options) for backend in ("triton", "reference"))
+        for value, other in zip(ours, exact, strict=True):
+            assert torch.equal(value.isnan(), other.isnan())
+        assert not all(value.isfinite().all() for value in exact[:2])
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch=st.integers(1, 3), heads=st.integers(1, 6), key_heads=st.integers(1, 6), seq=st.integers(1, 40),
