@@ -117,7 +117,7 @@ def about(outcomes: Sequence[dict[str, Any]]) -> str:
     devices = sorted({outcome["device"] for outcome in outcomes})
     versions = ", ".join(f"{name} {version}" for name, version in outcomes[0]["versions"].items())
     base = outcomes_of(outcomes, "base")[0]
-    trained = [outcome for outcome in outcomes if "seconds" in outcome]
+    trained = [outcome for outcome in outcomes if "steps" in outcome]
     return (
         f"{len(trained)} training runs of {trained[0]['steps']} steps on a base of {base['total']:,} parameters; "
         f"{'; '.join(devices)}; {versions}."

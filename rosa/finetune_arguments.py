@@ -7,7 +7,7 @@ import math
 from argparse import ArgumentError, Namespace
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
@@ -108,7 +108,7 @@ def parse(argv: list[str]) -> tuple[FinetuneArguments, TrainingArguments]:
 
     Args:
         argv (list of str): the command line. `--config FILE` names a YAML file of the same options, which those on the
-            command line override.
+            command line override: with another method there, what the file says to its own alone does not count.
 
     Returns:
         tuple: what RoSA takes, and what transformers takes.
@@ -123,7 +123,13 @@ def parse(argv: list[str]) -> tuple[FinetuneArguments, TrainingArguments]:
     config = _Parser(add_help=False, allow_abbrev=False)
     config.add_argument("--config", type=Path)
     found, rest = config.parse_known_args(argv)
-    words = _from_file(parser, found.config) + rest
+    settings = {} if found.config is None else _from_file(found.config)
+    given = vars(parser.parse_args(as_arguments(settings) + rest))
+    # A file may serve other methods than its own: what it says to that one alone is not for this one.
+    of_its_own = unread_options(given["method"], given["dls"]) - unread_options(
+        settings.get("method", ROSA), settings.get("dls")
+    )
+    words = as_arguments({name: value for name, value in settings.items() if name not in of_its_own}) + rest
     given = vars(parser.parse_args(words))
     if given["output_dir"] is None:
         parser.error("the following arguments are required: --output")
@@ -199,12 +205,10 @@ def _parser() -> HfArgumentParser:
     return parser
 
 
-def _from_file(parser: HfArgumentParser, file: Path | None) -> list[str]:
-    if file is None:
-        return []
+def _from_file(file: Path) -> dict[str, Any]:
     settings = load_settings(file)
     check_keys(settings, option_names() - {"config", "help"}, str(file))
-    return as_arguments(settings)
+    return settings
 
 
 def _automatic(given: dict) -> dict:

@@ -21,7 +21,7 @@ from rosa.finetune_arguments import parse
 from rosa.locking import alone_in
 from rosa.methods import load_trained, resumes, trainable
 from rosa.pretrained import load_model, load_tokenizer
-from rosa.trainer import last_checkpoint
+from rosa.resuming import last_checkpoint
 
 RESULT_NAME, TRAINING_NAME, LOG_NAME = "result.json", "training.json", "log.txt"
 PACKAGES = ("torch", "transformers", "peft")
@@ -95,15 +95,13 @@ def _trained(cell: Cell, inputs: Inputs) -> tuple[dict[str, Any], PreTrainedMode
         torch.cuda.reset_peak_memory_stats()
     trainer = finetune(job, args)
     number, total = trainable(trainer.model)
-    runtime = next(entry["train_runtime"] for entry in reversed(trainer.state.log_history) if "train_runtime" in entry)
     training = {
         "seed": args.seed,
         "learning_rate": args.learning_rate,
         "trainable": number,
         "total": total,
         "steps": trainer.state.global_step,
-        "seconds": runtime,
-        "tokens_per_second": int(trainer.state.num_input_tokens_seen) / runtime,
+        "tokens_per_second": trainer.tokens_per_second,
         "peak_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         "validation_loss": trainer.evaluate()["eval_loss"] if job.val_size else None,
     }

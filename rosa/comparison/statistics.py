@@ -32,7 +32,8 @@ class Summary(NamedTuple):
         trainable (float): share of all parameters, in percent.
         tasks (dict): accuracy in percent by task, a Spread; side tasks too.
         micro (Spread): accuracy in percent over all rows of the tasks, side tasks left out.
-        tokens_per_second (float or None): of training; None where no GPU ran it.
+        tokens_per_second (float or None): of training; None where no GPU ran it, or none of its processes had a step
+            to make.
         peak_bytes (int or None): the greatest memory taken in training; None where no GPU ran it.
         finished (int): seeds that reached the test.
         diverged (int): seeds whose loss was no longer finite.
@@ -118,6 +119,7 @@ def _summary(
         for name in first["tasks"]
     }
     on_gpu = first.get("peak_bytes") is not None
+    rates = [o["tokens_per_second"] for o in tested if o.get("tokens_per_second") is not None]
     shared = sorted(micro.keys() & best.keys()) if best is not None else []
     differences = [micro[seed] - best[seed] for seed in shared]
     return Summary(
@@ -126,7 +128,7 @@ def _summary(
         trainable=100 * first["trainable"] / first["total"],
         tasks=accuracies,
         micro=spread(list(micro.values())),
-        tokens_per_second=statistics.fmean(o["tokens_per_second"] for o in tested) if on_gpu else None,
+        tokens_per_second=statistics.fmean(rates) if on_gpu and rates else None,
         peak_bytes=max(o["peak_bytes"] for o in tested) if on_gpu else None,
         finished=len(tested),
         diverged=len(outcomes) - len(tested),

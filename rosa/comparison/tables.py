@@ -57,7 +57,7 @@ def csv_table(rows: Sequence[Summary]) -> str:
 
 def _cells(rows: Sequence[Summary], plus_minus: str, nothing: str) -> list[list[str]]:
     """Header and rows as text."""
-    on_gpu = any(row.tokens_per_second is not None for row in rows)
+    on_gpu = any(row.peak_bytes is not None for row in rows)
     tasks = list(rows[0].tasks)
     tested = any(row.difference is not None for row in rows)
     header = ["method", "lr", "trainable %", *tasks, "micro-average"]
@@ -75,7 +75,8 @@ def _cells(rows: Sequence[Summary], plus_minus: str, nothing: str) -> list[list[
             line += [nothing if row.p_value is None else f"{row.p_value:.3g}"]
         if on_gpu:
             rate, peak = row.tokens_per_second, row.peak_bytes
-            line += [nothing, nothing] if rate is None else [f"{rate:,.0f}", f"{peak / GIGA:.1f}"]
+            line.append(nothing if rate is None else f"{rate:,.0f}")
+            line.append(nothing if peak is None else f"{peak / GIGA:.1f}")
         lines.append(line)
     return lines
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
 
+from rosa.resuming import last_checkpoint
 from rosa.selection import Selection
 from rosa.selection_log import read_entry
-from rosa.trainer import last_checkpoint
 
 
 @dataclass(frozen=True)

@@ -450,7 +450,7 @@ def test_adapter_whose_configuration_is_no_object_is_told(data, tmp_path, config
     (adapter / "adapter_model.safetensors").write_bytes(b"")
     (adapter / "adapter_config.json").write_text(config)
     error = error_of(args("no/such/model", data, tmp_path / "out", "--adapter", adapter), capsys)
-    assert f"{adapter}/adapter_config.json does not describe an adapter: it must hold an object" in error
+    assert f"{adapter}/adapter_config.json is damaged: an object in JSON was expected" in error
 
 
 @pytest.mark.parametrize("file", ["own/task.json", "own/test.json", "adapter/adapter_config.json"])

@@ -63,7 +63,7 @@ def trained(base, data, tmp_path_factory):
 def copy(trained, tmp_path):
     """The run as if it had been killed after its second checkpoint."""
     output = Path(shutil.copytree(trained, tmp_path / "copy"))
-    for name in ("checkpoint-6", "adapter_model.safetensors", "adapter_config.json"):
+    for name in ("checkpoint-6", "adapter_model.safetensors", "rosa_config.json", "config.json"):
         remove = shutil.rmtree if name.startswith("checkpoint") else os.unlink
         remove(output / name)
     return output
@@ -197,11 +197,18 @@ def test_options_that_nothing_would_read_are_refused(options, message):
         parse(["--model", "m", "--data", "d", "--output", "o", *options.split()])
 
 
-def test_options_of_a_file_are_refused_alike(tmp_path):
-    (tmp_path / "job.yaml").write_text("model: m\ndata: d\noutput: o\nrank: 8\n")
-    parse(["--config", str(tmp_path / "job.yaml")])
+def test_options_of_a_file_are_refused_alike_but_for_those_of_its_own_method(tmp_path):
+    file = tmp_path / "job.yaml"
+    file.write_text("model: m\ndata: d\noutput: o\nmethod: lora\nrank: 8\n")
     with pytest.raises(argparse.ArgumentError, match="rank: RoSA's alone"):
-        parse(["--config", str(tmp_path / "job.yaml"), "--method", "lora"])
+        parse(["--config", str(file)])
+    file.write_text("model: m\ndata: d\noutput: o\nrank: 8\ndls_interval: 5\n")
+    assert parse(["--config", str(file)])[0].rank == 8
+    job, _ = parse(["--config", str(file), "--method", "lora"])  # the file is RoSA's
+    assert job.method == "lora" and job.layer_selection(0) is None
+    assert parse(["--config", str(file), "--method", "lora", "--dls", "true"])[0].layer_selection(0)["interval"] == 5
+    with pytest.raises(argparse.ArgumentError, match="rank: RoSA's alone"):
+        parse(["--config", str(file), "--method", "lora", "--rank", "4"])
 
 
 @pytest.mark.parametrize(

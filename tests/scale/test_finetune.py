@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import rosa
-from rosa.trainer import last_checkpoint
+from rosa.resuming import last_checkpoint
 from tests.rosa.conftest import make_patched
 from tests.scale.finetune import STEPS, make_trainer, values
 
