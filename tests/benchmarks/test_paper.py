@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import rosa
 from benchmarks import paper
 from benchmarks.report import fill
 from benchmarks.results import COUNTED, read
@@ -125,8 +123,7 @@ def test_two_processes_train_with_the_papers_protocol_under_zero_1(tmp_path, mon
     config = ["--config", paper.CONFIGS / "commonsense15k.yaml", "--deepspeed", paper.CONFIGS / "zero1.json"]
     # At 0.03 eight steps lower the loss.
     short = "--val_size 4 --max_steps 8 --eval_steps 4 --save_steps 4 --dls_interval 4 --learning_rate 0.03"
-    command = Path(rosa.__file__).with_name("__main__.py")
-    status, output = launch("torchrun", command, "train", *config, *files, *short.split(), "--use_cpu", "true")
+    status, output = launch("torchrun", "rosa", "train", *config, *files, *short.split(), "--use_cpu", "true")
     assert status == 0, output[-4000:]
     log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]

@@ -20,13 +20,15 @@ LAUNCHERS = {
 
 
 def launch(launcher, script, *arguments, seconds=240):
-    """Runs a script, of this folder or by its full path, on two ranks; returns its exit status and its output."""
+    """Runs a script, of this folder or by its full path, or a module by its name, on two ranks; returns its exit status
+    and its output."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     command = [part.format(port=port) for part in LAUNCHERS[launcher]]
+    command += ["-m", script] if script == "rosa" else [str(Path(__file__).parent / script)]
     process = subprocess.Popen(
-        [sys.executable, *command, str(Path(__file__).parent / script), *map(str, arguments)],
+        [sys.executable, *command, *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,

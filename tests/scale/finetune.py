@@ -10,7 +10,7 @@ from accelerate import DistributedType, PartialState
 from transformers import TrainerCallback, TrainingArguments
 
 import rosa
-from rosa.parallel import whole
+from rosa.parallel import leave_process_groups, whole
 from rosa.patching import adapter_parameters
 from tests.rosa.conftest import make_patched
 
@@ -77,6 +77,7 @@ def main(folder, *, stop_at=None, resume=False, die_at=None, poison_at=None, **o
         "engine": str(trainer.accelerator.distributed_type),
     }
     torch.save(made, f"{folder}/rank{rank}.pt")
+    leave_process_groups()
 
 
 if __name__ == "__main__":

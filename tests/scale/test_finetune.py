@@ -8,6 +8,7 @@ import torch
 import rosa
 from rosa.resuming import last_checkpoint
 from tests.rosa.conftest import make_patched
+from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
 from tests.scale.finetune import STEPS, make_trainer, values
 
 CPU_BUILD = pytest.mark.skipif(torch.backends.cuda.is_built(), reason="fully_shard would take to the GPU by itself")
@@ -53,6 +54,24 @@ def test_checkpoints_of_sharded_models_hold_the_whole_adapter_and_no_base(relay)
     for rank in made["fsdp2"]:
         for name, value in rank["values"].items():
             assert torch.equal(loaded[name], value)
+
+
+def test_rosa_train_in_two_processes_saves_once_and_goes_on(launch, tmp_path):
+    rows = [{"instruction": f"Say {i % 16}.", "output": f"It is {i % 16}."} for i in range(32)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    tokenizer = tiny_tokenizer(row["instruction"] + row["output"] for row in rows)
+    tokenizer.save_pretrained(tmp_path / "base")
+    tiny_model(len(tokenizer)).save_pretrained(tmp_path / "base")
+    options = {"model": tmp_path / "base", "data": tmp_path / "rows.json", "output": tmp_path / "out", "rank": 4}
+    options |= {"save_steps": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "use_cpu": True}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    for steps, said in ((2, "trainable params"), (4, f"resuming from {tmp_path / 'out' / 'checkpoint-2'}")):
+        status, output = launch("torchrun", "rosa", "train", *words, "--max_steps", steps, "--resume")
+        assert status == 0, output[-4000:]
+        assert output.count("adapter saved in") == output.count(said) == 1
+    assert last_checkpoint(tmp_path / "out") == str(tmp_path / "out" / "checkpoint-4")
+    status, output = launch("torchrun", "rosa", "train", *words, "--max_steps", 6, "--resume", "--seed", 7)
+    assert status != 0 and "rosa train: error:" in output and "seed was 42, now 7" in output
 
 
 def test_a_rank_that_dies_ends_the_others_and_the_last_checkpoint_loads(launch, tmp_path):

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 import rosa
 from benchmarks.traffic import Traffic
 from rosa import selection
-from rosa.parallel import whole
+from rosa.parallel import leave_process_groups, whole
 from tests.rosa.conftest import make_model, make_patched
 
 ROWS = 4  # of the global batch
@@ -149,7 +149,7 @@ def main(folder):
         made["warnings"] = [str(w.message) for w in caught]
         torch.save(made, folder / f"{name}-{dist.get_rank()}.pt")
         dist.barrier()
-    dist.destroy_process_group()
+    leave_process_groups()
 
 
 if __name__ == "__main__":

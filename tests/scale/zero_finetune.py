@@ -8,6 +8,7 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments, set_seed
 
 import rosa
+from rosa.parallel import leave_process_groups
 
 STEPS, STOP, GLOBAL_BATCH = 12, 6, 4
 
@@ -56,7 +57,7 @@ def main(folder, stage):
         made["error"] = str(error)
     torch.save(made, f"{folder}/zero{stage}/rank{dist.get_rank()}.pt")
     dist.barrier()
-    dist.destroy_process_group()
+    leave_process_groups()
 
 
 if __name__ == "__main__":

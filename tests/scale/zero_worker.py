@@ -12,6 +12,7 @@ import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 
 import rosa
+from rosa.parallel import leave_process_groups
 from tests.rosa.conftest import make_model, make_patched
 
 ROWS = 4  # of the global batch
@@ -100,7 +101,7 @@ def main(folder):
             traceback.print_exc()
         torch.save(made, folder / f"{name}-{dist.get_rank()}.pt")
         dist.barrier()
-    dist.destroy_process_group()
+    leave_process_groups()
 
 
 if __name__ == "__main__":
