@@ -15,6 +15,7 @@ from multiprocessing.queues import SimpleQueue
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 
 def workers(jobs: int) -> ProcessPoolExecutor:
@@ -42,6 +43,7 @@ def kill(pool: ProcessPoolExecutor) -> None:
 def _settle(numbers: SimpleQueue, jobs: int) -> None:
     """Gives a process its GPU, or its share of the processor's threads."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed worker leaves behind
     number = numbers.get()
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())

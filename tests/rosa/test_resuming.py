@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 import signal
-import threading
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from rosa.resuming import last_checkpoint
 
 from .tiny_qwen2 import tiny_model, tiny_tokenizer
 
+ROOT = Path(__file__).parents[2]
 ROWS = [{"instruction": f"Add {i} and {i}.", "output": f"The answer is {2 * i}"} for i in range(16)]
 
 
@@ -323,38 +325,43 @@ def test_the_folder_is_free_again_after_a_run_and_after_an_error(base, data, tmp
 # Interruption
 
 
-def test_an_interrupted_run_says_which_checkpoint_stands(base, data, tmp_path):
-    ended = threading.Event()
-
-    def interrupt():
-        while last_checkpoint(tmp_path) is None and not ended.wait(0.01):
-            pass
-        while not ended.wait(0.5):  # again if a callback of C's has swallowed it
-            os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
+def test_ctrl_c_leaves_one_line_that_names_the_checkpoint_that_stands(base, data, tmp_path):
+    endless = ["--max_steps", "1000000", "--logging_steps", "1000000", "--disable_tqdm", "true", "--rank", "4"]
+    saving = {"saves": ["--save_steps", "20", "--save_total_limit", "2"], "never-saves": ["--save_strategy", "no"]}
+    runs = {}
+    for name, options in saving.items():
+        paths = ["--model", str(base), "--data", str(data), "--output", str(tmp_path / name)]
+        command = [sys.executable, "-m", "rosa", "train", *paths, *endless, *options]
+        runs[name] = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
-        with pytest.raises(KeyboardInterrupt) as told:
-            train(base, data, tmp_path, "--max_steps", 100_000, "--save_total_limit", 2, "--save_steps", 20)
+        _wait_for(lambda: (tmp_path / "never-saves" / ".lock").exists(), runs["never-saves"])
+        _wait_for(lambda: last_checkpoint(tmp_path / "saves") is not None, runs["saves"])
+        errors = {name: _interrupt(process) for name, process in runs.items()}
     finally:
-        ended.set()
-        thread.join()
-    stands, _, rest = str(told.value).partition(" ")
-    assert rest == "stands: --resume goes on from it"
-    assert stands == last_checkpoint(tmp_path)
-    with alone_in(tmp_path):
+        for process in runs.values():
+            process.kill()
+    assert {process.returncode for process in runs.values()} == {130}
+    assert not any("Traceback" in error for error in errors.values())
+    lines = {name: error.splitlines()[-1] for name, error in errors.items()}
+    stands = last_checkpoint(tmp_path / "saves")
+    assert lines["saves"] == f"rosa train: interrupted: {stands} stands: --resume goes on from it"
+    assert lines["never-saves"] == "rosa train: interrupted: no checkpoint was saved yet"
+    with alone_in(tmp_path / "saves"):
         pass
 
 
-def test_a_run_interrupted_before_its_first_checkpoint_says_so(base, data, tmp_path):
-    timer = threading.Thread(target=lambda: (_wait_for(tmp_path / ".lock"), os.kill(os.getpid(), signal.SIGINT)))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt, match="no checkpoint was saved yet"):
-        train(base, data, tmp_path, "--max_steps", 100_000, "--save_strategy", "no")
-    timer.join()
+def _interrupt(process):
+    """What a process says to Ctrl-C; again, should something have swallowed it."""
+    for _ in range(5):
+        process.send_signal(signal.SIGINT)
+        try:
+            return process.communicate(timeout=30)[1]
+        except subprocess.TimeoutExpired:
+            continue
+    raise AssertionError("the process does not end")
 
 
-def _wait_for(path):
-    while not path.exists():
-        time.sleep(0.01)
+def _wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)

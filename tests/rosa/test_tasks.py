@@ -139,7 +139,7 @@ def test_row_needs_neither_input_nor_output(tmp_path):
         ),
         ([], "boolq/test.json holds no rows"),
         ("[{]", "boolq/test.json is not valid JSON: line 1"),
-        pytest.param("[" * 100_000, "boolq/test.json is nested too deeply", id="deep"),
+        pytest.param("[" * 100_000, "boolq/test.json holds lists or objects that are nested too deeply", id="deep"),
     ],
 )
 def test_bad_row_is_named(tmp_path, rows, message):
