@@ -34,7 +34,9 @@ NOTE_NAME = "config.json"
 ADAPTER_TYPE = "rosa"
 _KEY = "adapter_config"  # of the weights' metadata
 _DTYPES = ("F32", "F64", "BF16", "F16")
-_MODEL_FILES = ("model*.safetensors*", "pytorch_model*.bin*")
+_MODEL_FILES = (
+    "model*.safetensors*", "pytorch_model*.bin*", "consolidated*.*", "model*.pth", "*.gguf", "tf_model*.h5",
+)  # fmt: skip
 NOTE = {
     "adapter_type": ADAPTER_TYPE,
     # What transformers says that it does not know.
@@ -187,11 +189,11 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def refuse_model_folder(folder: Path) -> None:
-    """Raises ValueError where a folder holds a model, whose files an adapter must not stand among."""
+    """Raises ValueError where a folder holds a model, among whose files no others must stand."""
     names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
     file = model_file(names, (folder / NOTE_NAME).read_bytes)
     if file is not None:
-        raise ValueError(f"{folder} holds a model ({file}): choose a folder of its own for the adapter")
+        raise ValueError(f"{folder} holds a model ({file}): choose another folder")
 
 
 def model_file(names: Collection[str], read_config: Callable[[], bytes]) -> str | None:

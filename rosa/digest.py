@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What a model and its tokenizer are read from; not a README beside them, for example.
-_OF_A_MODEL = {".safetensors", ".bin", ".json", ".model", ".txt", ".jinja", ".gguf"}
+# What a model and its tokenizer are read from; not a README or a log beside them, for example.
+_OF_A_MODEL = re.compile(
+    r".*\.(safetensors|bin|gguf|model|tiktoken|index\.json)"
+    r"|(config|generation_config|tokenizer.*|vocab.*|merges.*|special_tokens_map|added_tokens|chat_template)"
+    r"\.(json|txt|jinja)"
+)
 
 
 def digest(value: Any) -> str:
@@ -41,7 +46,7 @@ def base_digest(name: str) -> str:
     """
     folder = Path(name)
     if folder.is_dir():
-        files = sorted(path for path in folder.iterdir() if path.suffix in _OF_A_MODEL and path.is_file())
+        files = sorted(path for path in folder.iterdir() if _OF_A_MODEL.fullmatch(path.name) and path.is_file())
         with ThreadPoolExecutor() as pool:  # hashing lets go of Python's lock
             return digest([(path.name, found) for path, found in zip(files, pool.map(file_digest, files), strict=True)])
     from transformers import AutoConfig

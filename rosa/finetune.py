@@ -25,7 +25,7 @@ from rosa.finetune_arguments import FinetuneArguments
 from rosa.locking import alone_in
 from rosa.methods import ROSA, attach, callbacks, resumes, trainable
 from rosa.pretrained import load_model, load_tokenizer
-from rosa.resuming import changes, checkpoints, last_checkpoint, made_with, unsaved_told
+from rosa.resuming import changes, checkpoints, fault, is_finished, last_checkpoint, made_with, unsaved_told
 from rosa.selective_trainer import SelectiveTrainer
 from rosa.trainer import RosaTrainer
 
@@ -49,6 +49,11 @@ def finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTraine
         FloatingPointError: the loss or a parameter is no longer finite.
         KeyboardInterrupt: as it came; its text says which checkpoint stands.
     """
+    with _checkpoint_told(Path(args.output_dir)):
+        return _finetune(job, args)
+
+
+def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrainer:
     output = Path(args.output_dir)
     checkpoint = _starting_point(output, resume=job.resume, overwrite=job.overwrite)
     if checkpoint is not None and not resumes(job.method):
@@ -72,7 +77,7 @@ def finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTraine
     set_seed(args.seed)  # before the adapter draws its first weights
     model = attach(load_model(job.model), job.method, config=config, settings=settings)
     trainer_class = RosaTrainer if job.method == ROSA else SelectiveTrainer
-    with ExitStack() as lock, _missing_packages_told(), _checkpoint_told(output):
+    with ExitStack() as lock, _missing_packages_told():
         trainer = trainer_class(
             model,
             args,
@@ -126,6 +131,9 @@ def _starting_point(output: Path, *, resume: bool, overwrite: bool) -> str | Non
         raise ValueError(
             f"{output} holds an adapter but no complete checkpoint to resume from; --overwrite starts anew"
         )
+    finished = [path for path in checkpoints(output) if is_finished(path)]
+    if resume and checkpoint is None and finished:  # and not cut short by a kill, after which a job begins anew
+        raise ValueError(f"training cannot go on from {finished[-1]}: {fault(finished[-1])}; --overwrite starts anew")
     found = (["an adapter"] if has_adapter(output) else []) + [folder.name for folder in checkpoints(output)]
     if found and not (resume or overwrite):
         raise ValueError(f"{output} already holds {', '.join(found)}: choose another, or pass --resume or --overwrite")
@@ -180,7 +188,8 @@ def _missing_packages_told() -> Iterator[None]:
     try:
         yield
     except (ImportError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "to be installed" not in str(error):
+        of_ours = (getattr(error, "name", None) or "").startswith("rosa")
+        if of_ours or (isinstance(error, RuntimeError) and "to be installed" not in str(error)):
             raise
         raise ValueError(f"a package is missing: {error}") from error
 

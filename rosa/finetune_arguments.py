@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from argparse import ArgumentError, Namespace
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -129,7 +130,12 @@ def parse(argv: list[str]) -> tuple[FinetuneArguments, TrainingArguments]:
     of_its_own = unread_options(given["method"], given["dls"]) - unread_options(
         settings.get("method", ROSA), settings.get("dls")
     )
-    words = as_arguments({name: value for name, value in settings.items() if name not in of_its_own}) + rest
+    left_out = sorted(settings.keys() & of_its_own)
+    if left_out:
+        warnings.warn(
+            f"{found.config} says {', '.join(left_out)} to its own method alone, not to {given['method']}", stacklevel=2
+        )
+    words = as_arguments({name: value for name, value in settings.items() if name not in left_out}) + rest
     given = vars(parser.parse_args(words))
     if given["output_dir"] is None:
         parser.error("the following arguments are required: --output")

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
+from rosa.adapter_folder import has_adapter
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -78,6 +80,10 @@ def _faults_told(name: str | os.PathLike, what: str) -> Iterator[None]:
     looks_like_a_path = os.fspath(name).startswith((".", "/", "~")) or os.fspath(name).count("/") > 1
     if looks_like_a_path and not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {name} to load a {what} from")
+    if has_adapter(folder):  # which transformers would load on top of whatever base it names
+        raise ValueError(
+            f"{name} holds an adapter: give the model that it was made for, and this folder as the adapter"
+        )
     try:
         yield
     except Exception as error:

@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from rosa.adapter_folder import parse_object
 from rosa.digest import base_digest, digest
 
 if TYPE_CHECKING:
@@ -30,10 +31,10 @@ _DEEPSPEED, _FSDP = "global_step*", "optimizer_*"
 # In the words of torch.save, and of the Rust of safetensors and tokenizers.
 _OF_THE_DISK = ("PytorchStreamWriter", "inline_container", "iostream error", "(os error ")
 
-# Not of the run but of one process of it, or compared in another form: the base and the data by digest, the batch by
-# the rows of a step, so that it may be shared out over another number of processes.
+# Not of the run but of one process of it, or compared in another form: the base and the data by digest, DeepSpeed's
+# file by its contents, the batch by the rows of a step, so that it may be shared out over other processes.
 _NOT_COMPARED = {
-    "model", "data", "output_dir", "resume", "overwrite", "resume_from_checkpoint", "local_rank",
+    "model", "data", "output_dir", "resume", "overwrite", "resume_from_checkpoint", "local_rank", "deepspeed",
     "per_device_train_batch_size", "gradient_accumulation_steps",
 }  # fmt: skip
 
@@ -47,7 +48,7 @@ _MAY_CHANGE = re.compile(
     "|enable_jit_checkpoint"
     # The machine: what it has, how many of it there are, and what fits into it.
     "|bf16|tf32|.*_full_eval|use_cpu|(ddp|fsdp|torch_compile|activation_checkpointing|gradient_checkpointing)(_.*)?"
-    "|deepspeed|torch_empty_cache_steps|dataloader_(num_workers|pin_memory|persistent_workers|prefetch_factor)"
+    "|torch_empty_cache_steps|dataloader_(num_workers|pin_memory|persistent_workers|prefetch_factor)"
     "|dataloader_multiprocessing_context"
 )
 
@@ -72,9 +73,7 @@ def fault(checkpoint: Path) -> str | None:
 
     The states of random numbers may be missing, as they are after a run of another number of processes.
     """
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))  # written last
-    except (OSError, ValueError):
+    if not is_finished(checkpoint):
         return f"{TRAINER_STATE_NAME} is missing or cut short"
     if any(checkpoint.glob(_DEEPSPEED)):
         return None
@@ -86,6 +85,15 @@ def fault(checkpoint: Path) -> str | None:
     return None
 
 
+def is_finished(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end, where the Trainer's state comes."""
+    try:
+        state = parse_object((checkpoint / TRAINER_STATE_NAME).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return type(state.get("global_step")) is int
+
+
 @contextmanager
 def unloadable_told(checkpoint: str | os.PathLike, *names: str) -> Iterator[None]:
     """Names the files that a block loads from a checkpoint, where they are damaged within or do not fit this run.
@@ -95,7 +103,9 @@ def unloadable_told(checkpoint: str | os.PathLike, *names: str) -> Iterator[None
     """
     try:
         yield
-    except (RuntimeError, ValueError, KeyError, TypeError, OSError, EOFError, pickle.UnpicklingError) as error:
+    except (
+        RuntimeError, ValueError, LookupError, TypeError, AttributeError, OSError, EOFError, pickle.UnpicklingError,
+    ) as error:  # fmt: skip
         raise ValueError(
             f"{' or '.join(names)} in {checkpoint} cannot be loaded, or does not fit this run: "
             f"{type(error).__name__}: {error}"
@@ -148,6 +158,7 @@ def made_with(job: FinetuneArguments, args: TrainingArguments, rows: Sequence[di
     made = {
         "base": base_digest(job.model),
         "data": digest(list(rows)),
+        "deepspeed": _contents(args.deepspeed),
         "rows of a step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         **{name: value for name, value in settings.items() if name not in _NOT_COMPARED},
     }
@@ -167,7 +178,7 @@ def changes(checkpoint: str, now: Mapping[str, Any]) -> str | None:
         ValueError: something else has changed, or what it was made with is not known.
     """
     try:
-        was = json.loads((Path(checkpoint) / MADE_WITH_NAME).read_text(encoding="utf-8"))
+        was = parse_object((Path(checkpoint) / MADE_WITH_NAME).read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{checkpoint} does not say what it was made with ({MADE_WITH_NAME} is missing or damaged), so this may be "
@@ -185,3 +196,8 @@ def changes(checkpoint: str, now: Mapping[str, Any]) -> str | None:
     if changed.keys() & {"max_steps", "num_train_epochs"} and "constant" not in now["lr_scheduler_type"]:
         changed["schedule"] = f"the learning rate now follows a {now['lr_scheduler_type']} schedule of the new length"
     return "; ".join(changed.values()) or None
+
+
+def _contents(config: Any) -> Any:
+    """DeepSpeed's configuration, which may be a file or what it holds."""
+    return parse_object(Path(config).read_bytes()) if isinstance(config, (str, os.PathLike)) else config

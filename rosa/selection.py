@@ -237,6 +237,12 @@ class DynamicLayerSelection(torch.optim.Optimizer):
                 f"step {step} selects layers, but no {scored} has a gradient: call backward() before step(), and "
                 "another optimizer's zero_grad() after it"
             )
+        if any(p.grad is gradient for p, gradient in self._not_ours):
+            _warn_once(
+                "norms that DynamicLayerSelection reads for its score, and does not train, kept their gradients from "
+                "one step to the next: unless they are cleared in place, the scores add up. Clear them at every step, "
+                "as the optimizer that trains them does (model.zero_grad()), or give them to this one"
+            )
         self._engine.reduce_unmanaged(self._score_only)
         squares, device = [], self._layers[0].scored[0].device
         for layer in self._layers:
@@ -254,6 +260,8 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         """At a selection step every layer computes gradients, since any may be chosen."""
         selects, freezes = self._selects(self._steps + 1), self._may_freeze()
         self._set_flags(self.selected_layers if freezes and not selects else self.layers, score_only=selects)
+        elsewhere = [p for layer in self._layers for p in layer.elsewhere] if selects else []
+        self._not_ours = [(p, p.grad) for p in elsewhere if p.grad is not None]
         self._holds = True
 
     def _may_freeze(self) -> bool:

@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from rosa.decoder import decoder_layers
 from rosa.files import replace_text
 from rosa.parallel import local
-from rosa.resuming import MADE_WITH_NAME, unloadable_told, unsaved_told
+from rosa.resuming import MADE_WITH_NAME, fault, last_checkpoint, unloadable_told, unsaved_told
 from rosa.selection import DynamicLayerSelection
 from rosa.selection_log import LogSelections
 from rosa.speed import Speed
@@ -80,6 +80,19 @@ class SelectiveTrainer(Trainer):
         return self._speed.tokens / self._speed.seconds if self._speed.tokens else None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
+        """Trains as `Trainer.train` does; `resume_from_checkpoint=True` takes the last checkpoint that is complete.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: the checkpoint is not complete, or was written under another kind of engine.
+            FloatingPointError: the loss or a parameter is no longer finite.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise FileNotFoundError(f"{self.args.output_dir} holds no complete checkpoint to resume from")
+        if resume_from_checkpoint:
+            self._check_checkpoint(Path(resume_from_checkpoint))
         try:
             with self._room_for_variants():
                 made = super().train(resume_from_checkpoint, **kwargs)
@@ -88,6 +101,12 @@ class SelectiveTrainer(Trainer):
         finally:
             if self.layer_selection is not None:
                 self.layer_selection.unfreeze()
+
+    def _check_checkpoint(self, checkpoint: Path) -> None:
+        """Raises ValueError where training cannot go on from a checkpoint."""
+        found = fault(checkpoint)
+        if found is not None:
+            raise ValueError(f"training cannot go on from {checkpoint}: {found}")
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -157,6 +176,17 @@ class SelectiveTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with unloadable_told(checkpoint, "rng_state*.pth"):
             super()._load_rng_state(checkpoint)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> torch.optim.lr_scheduler.LRScheduler:
+        try:
+            return super().create_scheduler(*args, **kwargs)
+        except TypeError as error:
+            given = self.args.lr_scheduler_kwargs
+            if not given:
+                raise
+            raise ValueError(
+                f"lr_scheduler_kwargs {given} do not fit the schedule {self.args.lr_scheduler_type}: {error}"
+            ) from error
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)

@@ -85,5 +85,5 @@ def as_arguments(settings: Mapping[str, Any]) -> list[str]:
 
 def _word(value: Any) -> str:
     if isinstance(value, (dict, bool)):
-        return json.dumps(value)
+        return json.dumps(value, default=str)  # a date, for YAML
     return str(value)

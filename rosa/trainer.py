@@ -19,7 +19,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINING_ARGS_N
 from rosa.adapter import load_adapter, save_adapter
 from rosa.parallel import shard_state, whole_state
 from rosa.patching import is_patched, trainable_parameters
-from rosa.resuming import fault, last_checkpoint, unloadable_told
+from rosa.resuming import unloadable_told
 from rosa.selective_trainer import SelectiveTrainer
 from rosa.switching import active_adapter
 
@@ -67,26 +67,8 @@ class RosaTrainer(SelectiveTrainer):
             raise ValueError("RosaTrainer runs under FSDP2: set fsdp_version to 2 in the configuration of FSDP")
         self.data_collator = functools.partial(_count_positions, self.data_collator)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
-        """Trains as `Trainer.train` does; `resume_from_checkpoint=True` takes the last checkpoint that is complete.
-
-        Raises:
-            FileNotFoundError: there is none.
-            ValueError: the checkpoint is not complete, or was written under another kind of engine.
-            FloatingPointError: the loss or a parameter is no longer finite.
-        """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise FileNotFoundError(f"{self.args.output_dir} holds no complete checkpoint to resume from")
-        if resume_from_checkpoint:
-            found = fault(Path(resume_from_checkpoint))
-            if found is not None:
-                raise ValueError(f"training cannot go on from {resume_from_checkpoint}: {found}")
-            self._check_engine(Path(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint, **kwargs)
-
-    def _check_engine(self, checkpoint: Path) -> None:
+    def _check_checkpoint(self, checkpoint: Path) -> None:
+        super()._check_checkpoint(checkpoint)
         by_deepspeed = any(checkpoint.glob("global_step*"))
         if by_deepspeed != self.is_deepspeed_enabled:
             raise ValueError(

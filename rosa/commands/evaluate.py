@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rosa.adapter import local_folder, read_description
+from rosa.adapter import local_folder, read_description, refuse_model_folder
 from rosa.commands import DTYPES, parser
 from rosa.digest import base_digest, digest
 from rosa.evaluation import evaluate, fingerprint
@@ -56,6 +56,7 @@ def run(argv: list[str]) -> None:
     adapter_config = None if adapter is None else digest(read_description(adapter))
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is not a folder")
+    refuse_model_folder(args.output)
 
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, dtype=args.dtype)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from rosa.adapter import load_adapter
+from rosa.adapter import load_adapter, refuse_model_folder
 from rosa.commands import DTYPES, parser
 from rosa.config import RosaConfig
 from rosa.data import load_rows, prompt, read_text
@@ -25,6 +25,7 @@ def run(argv: list[str]) -> None:
     """Run `rosa inspect ...`."""
     options = _options()
     args = options.parse_args(argv)
+    refuse_model_folder(args.output)
     if args.run is not None:
         given = [name for name in OF_MODEL if getattr(args, name) != options.get_default(name)]
         if given:

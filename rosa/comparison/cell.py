@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from rosa.comparison.inputs import Inputs, check_unchanged
 from rosa.comparison.plan import Cell
+from rosa.data import load_rows
 from rosa.evaluation import evaluate
 from rosa.files import replace_text
 from rosa.finetune import finetune
@@ -21,7 +22,7 @@ from rosa.finetune_arguments import parse
 from rosa.locking import alone_in
 from rosa.methods import load_trained, resumes, trainable
 from rosa.pretrained import load_model, load_tokenizer
-from rosa.resuming import last_checkpoint
+from rosa.resuming import changes, last_checkpoint, made_with
 
 RESULT_NAME, TRAINING_NAME, LOG_NAME = "result.json", "training.json", "log.txt"
 PACKAGES = ("torch", "transformers", "peft")
@@ -29,7 +30,7 @@ PACKAGES = ("torch", "transformers", "peft")
 
 def read_result(cell: Cell, inputs: Inputs) -> dict[str, Any] | None:
     """What a finished cell wrote down, or None if it has not finished: also if its tests were of fewer or more rows, of
-    fewer tasks, or judged by other truths.
+    fewer tasks, or judged by other truths or other rules of reading answers.
 
     Args:
         cell (Cell): one of a comparison's.
@@ -44,9 +45,9 @@ def read_result(cell: Cell, inputs: Inputs) -> dict[str, Any] | None:
     changed = inputs.changed_tests(found["tested_with"])
     if changed:
         raise ValueError(_refusal(cell, changed))
-    wanted = inputs.of_tests()["tasks"]
-    tested = found["tested_with"]["tasks"]
-    if any(tested.get(name) != of_task for name, of_task in wanted.items()):
+    tested, now = found["tested_with"], inputs.of_tests()
+    wanted = now["tasks"]
+    if tested["rules"] != now["rules"] or any(tested["tasks"].get(name) != wanted[name] for name in wanted):
         return None
     return found | {"tasks": {name: found["tasks"][name] for name in wanted}}
 
@@ -88,13 +89,12 @@ def _trained(cell: Cell, inputs: Inputs) -> tuple[dict[str, Any], PreTrainedMode
     done = _read(cell, TRAINING_NAME, inputs)
     if done is not None:
         return done, None
-    job, _ = parse(cell.arguments)
-    goes_on = resumes(job.method) and last_checkpoint(cell.folder) is not None
-    job, args = parse([*cell.arguments, "--resume" if goes_on else "--overwrite"])
+    job, args = parse([*cell.arguments, "--resume" if _goes_on(cell) else "--overwrite"])
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer = finetune(job, args)
     number, total = trainable(trainer.model)
+    trained_here = trainer.tokens_per_second is not None
     training = {
         "seed": args.seed,
         "learning_rate": args.learning_rate,
@@ -102,11 +102,25 @@ def _trained(cell: Cell, inputs: Inputs) -> tuple[dict[str, Any], PreTrainedMode
         "total": total,
         "steps": trainer.state.global_step,
         "tokens_per_second": trainer.tokens_per_second,
-        "peak_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        # A process that found nothing left to train has seen no step's memory.
+        "peak_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() and trained_here else None,
         "validation_loss": trainer.evaluate()["eval_loss"] if job.val_size else None,
     }
     _write(cell, TRAINING_NAME, inputs, training)
     return training, trainer.model
+
+
+def _goes_on(cell: Cell) -> bool:
+    """Whether the cell has a checkpoint that was made with just what it would be made with now: no cell is trained by
+    two schedules."""
+    job, args = parse(cell.arguments)
+    checkpoint = last_checkpoint(cell.folder)
+    if checkpoint is None or not resumes(job.method):
+        return False
+    try:
+        return changes(checkpoint, made_with(job, args, load_rows(job.data))) is None
+    except ValueError:
+        return False
 
 
 def _untrained(cell: Cell) -> tuple[dict[str, Any], PreTrainedModel]:

@@ -13,6 +13,7 @@ from rosa.comparison.plan import Cell, Comparison, Decoding
 from rosa.data import load_rows
 from rosa.digest import base_digest, digest
 from rosa.tasks import Task, find_tasks, load_test_rows
+from rosa.tasks.answers import rules_digest
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ class Inputs:
     def of_tests(self) -> dict[str, Any]:
         """What an outcome's accuracies are made with."""
         tasks = {task.name: _of_task(task, rows) for task, rows in self.rows.items()}
-        return {"max_new_tokens": self.decoding.max_new_tokens, "tasks": tasks}
+        return {"max_new_tokens": self.decoding.max_new_tokens, "rules": rules_digest(), "tasks": tasks}
 
     def changed_tests(self, earlier: Mapping[str, Any]) -> list[str]:
         """What of an earlier outcome's tests, as `of_tests` told them, was asked otherwise than it would be now. More
-        rows, fewer rows, further tasks and other truths are no such thing: they cost few new answers or none."""
+        rows, fewer rows, further tasks, other truths and other rules are no such thing: they cost few new answers or
+        none."""
         tasks = {task.name: (task, rows) for task, rows in self.tests.items()}
         changed = [] if earlier["max_new_tokens"] == self.decoding.max_new_tokens else ["max_new_tokens"]
         for name, found in earlier["tasks"].items():

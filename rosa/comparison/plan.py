@@ -111,6 +111,8 @@ class Comparison:
             raise ValueError("methods: name at least one")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not all(isinstance(s, int) for s in self.seeds):
             raise ValueError(f"seeds must be different whole numbers, at least one, got {list(self.seeds)}")
+        if any(not 0 <= seed < 2**32 for seed in (*self.seeds, self.tuning_seed)):
+            raise ValueError(f"seeds must lie in 0 to 2**32 - 1, got {[*self.seeds, self.tuning_seed]}")
         given = [name for name in ("models", "tasks", "side_tasks", "data_dir") if getattr(self, name)]
         if self.miniature is not None and given:
             raise ValueError(f"the miniature makes its own model, data and tasks: leave out {', '.join(given)}")

@@ -48,7 +48,7 @@ def _settle(numbers: SimpleQueue, jobs: int) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
     else:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs))
+        torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
     sys.stdin.close()
 
 

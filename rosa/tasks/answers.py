@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from pathlib import Path
 
+from rosa.digest import digest
 from rosa.tasks.benchmarks import TASKS
 from rosa.tasks.letters import stated_letter
 from rosa.tasks.numbers import last_number, only_number
@@ -20,19 +23,21 @@ def extract_answer(task: str | Task, text: str) -> str | float | None:
       two begin at the same place, the longer one.
     - "number": the last number. Part of it are thousands separators (1,234, 1{,}234, 1 234), a currency sign, a minus
       that is no subtraction, decimals, exponents (1.5e3, 2 x 10^3), the fraction 3/4 or \frac{3}{4} (not 3 / 4, where 4
-      is the last number), also mixed (2 3/4), and a full hour's minutes (3:00). The exponent of cm^2 is none, and a
-      full stop behind a number is no part of it.
+      is the last number), also mixed (2 3/4), and a full hour's minutes (3:00). A power of a number is its value (2^10
+      is 1024). The exponent of cm^2 is none, and a full stop behind a number is no part of it; nor are the 200 of "5
+      200-page books" thousands.
     - "letter": A to E where the text gives it as the answer. In this order: the letter that is called the answer last
-      ("The answer is (D).", "Answer: C", "the correct option is B", "(E) is correct", "not A but B") and not denied
-      after that; and where none is, of those that are never denied ("not (C)", "B is wrong", "rules out A"): a letter
-      that ends the text, in brackets, on a line of its own or after "therefore"; a letter set off at its beginning
-      ("D", "(B) 12", "C) 62 m"), where LLM-Adapters' "A: ", with which every answer begins, does not count; the only
-      letter that is mentioned as an option ("option D", "(D)").
+      ("The answer is (D).", "Answer: C", "the correct option is B", "(E) is correct", "I would choose C", "not A but
+      B"; not "if the answer is B", "since it is B", "A, B or C") and not denied after that; and where none is, of those
+      that are never denied ("not (C)", "B is wrong", "rules out A"): a letter that ends the text, in brackets, on a
+      line of its own or after "therefore"; a letter set off at its beginning ("D", "(B) 12", "C) 62 m"), where
+      LLM-Adapters' "A: ", with which every answer begins, does not count; the only letter that is mentioned as an
+      option ("option D", "(D)").
     - "text": the text, without a final full stop, with single spaces.
 
     The first option and the last number are the rules of LLM-Adapters (Hu et al. 2023), which the paper follows, though
-    they take 3/4 for 4 and 1e3 for 3; its rule for AQuA, the first capital letter from A to E, takes the article of "A
-    man" for an answer.
+    they take 3/4 for 4, 2^10 for 10 and 1e3 for 3; its rule for AQuA, the first capital letter from A to E, takes the
+    article of "A man" for an answer.
 
     Args:
         task (str or Task): one of the fifteen benchmarks by name, or any task.
@@ -70,6 +75,13 @@ def is_correct(task: str | Task, text: str, answer: str) -> bool:
     if isinstance(truth, float):
         return abs(given - truth) <= TOLERANCE
     return given.casefold() == truth.casefold()
+
+
+@functools.cache
+def rules_digest() -> str:
+    """A digest of the rules by which answers are read and judged: of the text of the code that has them."""
+    files = [Path(__file__).with_name(name) for name in ("answers.py", "letters.py", "numbers.py")]
+    return digest([file.read_text(encoding="utf-8") for file in files])
 
 
 def read_truth(task: str | Task, answer: str) -> str | float:

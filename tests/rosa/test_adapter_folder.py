@@ -86,7 +86,7 @@ def test_a_folder_with_a_model_is_refused_and_stays_as_it_is(make_model, make_pa
     for name in ("whole", "shards", "index", "bin", "config"):
         before = contents(tmp_path / name)
         for call in (lambda folder: rosa.save_adapter(make_patched(), folder), refuse_model_folder):
-            with pytest.raises(ValueError, match=rf"{name} holds a model \(.*\): choose a folder of its own"):
+            with pytest.raises(ValueError, match=rf"{name} holds a model \(.*\): choose another folder"):
                 call(tmp_path / name)
         assert contents(tmp_path / name) == before
 

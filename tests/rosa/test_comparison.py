@@ -18,11 +18,15 @@ import yaml
 from scipy import stats
 
 from rosa.cli import main
+from rosa.comparison.cell import _goes_on, read_result
+from rosa.comparison.inputs import read_inputs
 from rosa.comparison.plan import Comparison, load_comparison
 from rosa.comparison.report import read_outcomes
 from rosa.comparison.run import best_rates
 from rosa.comparison.statistics import best_baseline, micro_by_seed, spread, summarise
 from rosa.comparison.tables import csv_table, latex, markdown
+from rosa.finetune import finetune
+from rosa.finetune_arguments import parse
 from rosa.miniature.make import MiniatureRecipe
 
 from .tiny_qwen2 import tiny_model, tiny_tokenizer
@@ -204,6 +208,29 @@ def test_more_rows_more_tasks_and_other_truths_are_tested_without_training_again
     assert all(outcome["tasks"].keys() == {"words"} for outcome in read_outcomes(path / "out" / "outcomes.jsonl"))
 
 
+def test_other_rules_of_reading_answers_have_a_cell_tested_again(tested_on_two_rows):
+    comparison = load_comparison(one_method(tested_on_two_rows))
+    cell = comparison.base_cell(comparison.models[0])
+    inputs = read_inputs(comparison, [cell])
+    kept = (cell.folder / "result.json").read_bytes()
+    edit(cell.folder / "result.json", lambda result: result["tested_with"].update(inputs.of_tests()))
+    assert read_result(cell, inputs) is not None
+    edit(cell.folder / "result.json", lambda result: result["tested_with"].update(rules="of an older version"))
+    assert read_result(cell, inputs) is None
+    (cell.folder / "result.json").write_bytes(kept)
+
+
+def test_a_cell_goes_on_only_from_what_it_would_begin_with(files, tmp_path):
+    train = {**SETTINGS["train"], "data": str(files / "rows.json"), "max_steps": 2}
+    comparison = load_comparison(write(tmp_path, files, train=train))
+    cell = comparison.cell(comparison.models[0], "LoRA", 1)
+    assert not _goes_on(cell)
+    finetune(*parse(cell.arguments))
+    assert _goes_on(cell)
+    assert not _goes_on(replace(cell, settings={**cell.settings, "max_steps": 4}))  # another schedule
+    assert not _goes_on(replace(cell, settings={**cell.settings, "learning_rate": 0.5}))
+
+
 def test_a_result_that_does_not_say_what_it_was_made_with_is_refused(files, tmp_path, capsys):
     folder = tmp_path / "out" / "cells" / "base" / "base"
     folder.mkdir(parents=True)
@@ -325,6 +352,7 @@ def test_a_loss_that_is_not_finite_is_an_outcome(files, tmp_path):
         ({"methods": {}}, "methods: name at least one"),
         ({"methods": {"a b": {}, "a-b": {}}}, "methods must differ in their names' letters"),
         ({"seeds": [1, 1]}, "seeds must be different whole numbers"),
+        ({"seeds": [2**40]}, "seeds must lie in 0 to"),
         ({"seeds": None}, "must give seeds"),
         ({"seeds": 1}, "seeds must be a list, got 1"),
         ({"learning_rates": [0.1], "tuning_seed": 1}, "tuning_seed 1 is one of the seeds"),

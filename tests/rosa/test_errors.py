@@ -88,5 +88,19 @@ def test_a_base_that_cannot_be_loaded_is_told_by_every_command(base, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "rosa_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("command", ["train", "generate", "evaluate"])
+def test_an_adapter_is_no_base(base, tmp_path, capsys, command, name):
+    (base / name).write_text("{}")  # transformers would load it on top, and nothing would say so
+    assert f"{base} holds an adapter: give the model" in told(commands(base, tmp_path)[command], capsys)
+
+
+@pytest.mark.parametrize("command", ["train", "inspect", "evaluate"])
+def test_nothing_is_written_among_a_models_files(base, tmp_path, capsys, command):
+    before = {path.name for path in base.iterdir()}
+    assert f"{base} holds a model" in told([*commands(base, tmp_path)[command], "--output", str(base)], capsys)
+    assert {path.name for path in base.iterdir()} == before
+
+
 def test_a_prompt_that_is_not_text_is_told(base, capsys):
     assert "surrogate" in told(["generate", "--model", str(base), "--prompt", "a \udc80"], capsys)

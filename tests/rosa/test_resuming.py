@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import Trainer
 
 from rosa.finetune import finetune
@@ -165,6 +166,52 @@ def test_a_checkpoint_that_does_not_say_what_it_was_made_with_is_refused(base, d
         train(base, data, copy, "--resume")
 
 
+@pytest.mark.parametrize("missing", ["optimizer.pt", "scheduler.pt"])
+def test_checkpoints_that_lack_the_state_of_training_are_not_begun_anew_in_silence(base, data, copy, missing):
+    for checkpoint in copy.glob("checkpoint-*"):
+        (checkpoint / missing).unlink()
+    before = contents(copy)
+    with pytest.raises(ValueError, match=f"cannot go on from .*checkpoint-4: {missing} is missing"):
+        train(base, data, copy, "--resume")
+    assert contents(copy) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("made_with.json", b"5", "does not say what it was made with"),
+        ("made_with.json", b"[" * 100_000, "does not say what it was made with"),
+        ("optimizer.pt", 5, "optimizer.pt or scheduler.pt in .*checkpoint-4 cannot be loaded"),
+        ("scheduler.pt", [1], "optimizer.pt or scheduler.pt in .*checkpoint-4 cannot be loaded"),
+    ],
+)
+def test_a_file_of_a_checkpoint_that_holds_something_else_is_told(base, data, copy, file, content, message):
+    path = copy / "checkpoint-4" / file
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ValueError, match=message):
+        train(base, data, copy, "--resume")
+
+
+@pytest.mark.parametrize("content", ["", "5", "{}", '{"global_step": null}', "[" * 100_000])
+def test_a_checkpoint_whose_state_was_cut_short_is_passed_over(copy, content):
+    (copy / "checkpoint-4" / "trainer_state.json").write_text(content)
+    assert last_checkpoint(copy) == str(copy / "checkpoint-2")
+
+
+def test_a_trainer_of_any_method_refuses_what_is_not_complete(base, data, tmp_path):
+    trainer = train(base, data, tmp_path, "--method", "ln_tuning", "--max_steps", 2)
+    (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
+    with pytest.raises(ValueError, match="optimizer.pt is missing"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    with pytest.raises(FileNotFoundError, match="holds no complete checkpoint"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_arguments_that_the_schedule_does_not_take_are_told(base, data, tmp_path):
+    with pytest.raises(ValueError, match="lr_scheduler_kwargs .* do not fit the schedule"):
+        train(base, data, tmp_path, "--lr_scheduler_kwargs", '{"nothing": 1}')
+
+
 def test_baselines_know_what_they_were_made_with_too(base, data, tmp_path):
     lora = ["--method", "lora", "--peft", '{"r": 2}']
     train(base, data, tmp_path, *lora, "--max_steps", 2)
@@ -206,9 +253,12 @@ def test_options_of_a_file_are_refused_alike_but_for_those_of_its_own_method(tmp
         parse(["--config", str(file)])
     file.write_text("model: m\ndata: d\noutput: o\nrank: 8\ndls_interval: 5\n")
     assert parse(["--config", str(file)])[0].rank == 8
-    job, _ = parse(["--config", str(file), "--method", "lora"])  # the file is RoSA's
+    with pytest.warns(UserWarning, match="job.yaml says dls_interval, rank to its own method alone, not to lora"):
+        job, _ = parse(["--config", str(file), "--method", "lora"])
     assert job.method == "lora" and job.layer_selection(0) is None
-    assert parse(["--config", str(file), "--method", "lora", "--dls", "true"])[0].layer_selection(0)["interval"] == 5
+    with pytest.warns(UserWarning, match="says rank to its own method"):
+        job, _ = parse(["--config", str(file), "--method", "lora", "--dls", "true"])
+    assert job.layer_selection(0)["interval"] == 5
     with pytest.raises(argparse.ArgumentError, match="rank: RoSA's alone"):
         parse(["--config", str(file), "--method", "lora", "--rank", "4"])
 

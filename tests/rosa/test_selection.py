@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, OlmoConfig, OlmoForCausalLM
 
 import rosa
-from rosa import DynamicLayerSelection
+from rosa import DynamicLayerSelection, selection
 
 
 def wrap(model, *, kind=torch.optim.AdamW, lr=1e-2, **options):
@@ -527,6 +527,19 @@ def test_norms_that_another_optimizer_has_cleared_too_early_are_told(make_patche
     torch.optim.AdamW(norms(model)).zero_grad()
     with pytest.raises(RuntimeError, match=r"no norm has a gradient.*another optimizer's zero_grad\(\) after it"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("cleared", [True, False])
+def test_gradients_that_nobody_clears_are_told_for_they_add_up_in_the_scores(make_patched, batch, cleared, recwarn):
+    selection._warn_once.cache_clear()
+    model = make_patched().train()
+    optimizer = DynamicLayerSelection(torch.optim.AdamW(matrices(model), lr=1e-3), model, interval=2)
+    for _ in range(4):
+        backward(model, batch)
+        optimizer.step()
+        (model if cleared else optimizer).zero_grad()
+    told = [str(warning.message) for warning in recwarn if "kept their gradients" in str(warning.message)]
+    assert len(told) == (not cleared)
 
 
 def with_norms_later(model, mode, **options):
