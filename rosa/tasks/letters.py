@@ -6,34 +6,46 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-# Neither part of a word or a formula (B's, D/(M-3), A + B), nor the article (A man), nor asked for (is it B?).
+# Neither part of a word, of an abbreviation (e.g.) or of a formula (B's, D/(M-3), A + B), nor the article (A man), nor
+# asked for (is it B?).
 _REASONS = "because|since|as|with|which|for|but|and|or|nor|not|is|are"
 _OPEN, _CLOSE = r"""[(\["'\u201c\u2018\s]{0,6}""", r"""[)\]"'\u201d\u2019]{0,6}"""
-_NO_FORMULA = r"""(?!\w|['\u2019]\w|[-+/^=<>\xd7\xf7(]|\s[+/^=<>\xd7\xf7]|[)\]]{0,6}\s?\?)"""
+_NO_FORMULA = r"""(?!\w|['\u2019]\w|\.[a-z]\b|\.[A-Z]\.|[-+/^=<>\xd7\xf7(]|\s[+/^=<>\xd7\xf7]|[)\]]{0,6}\s?\?)"""
 _UPPER = rf"(?<!\w)[A-E]{_NO_FORMULA}(?!(?<=A)\s{{1,3}}(?!(?:{_REASONS})\b)[a-z])"
 # "a" and "e" in small letters are words and numbers too: something has to set the letter off.
 _LOWER = rf"(?<!\w)[a-e]{_NO_FORMULA}(?=\s{{0,3}}(?:\Z|[.,;:!)\]\n]|(?:{_REASONS})\b))"
 _LETTER = rf"{_OPEN}(?:{_UPPER}|{_LOWER}){_CLOSE}"
-_FILLER = r"(?:(?:be|the|an?|both|either|option|options|choice|choices|answer|answers|letter)\b {0,3}){0,4}"
-_AND = r"\s{0,3}(?:,\s{0,3}(?:and|or|nor)?|&|and|or|nor)\s{1,3}(?:(?:option|choice|letter)\s)?"
+_FILLER = (
+    r"(?:(?:be|choose|pick|select|the|an?|both|either|option|options|choice|choices|answer|answers|letter)\b"
+    r" {0,3}){0,4}"
+)
+# The space behind belongs to the letter: one that could belong to either would be tried both ways for each letter.
+_AND = r"\s{0,3}(?:,(?:\s{0,3}(?:and|or|nor))?|&|and|or|nor)(?:\s{1,3}(?:option|choice|letter))?(?=\s)"
 _LETTERS = rf"{_LETTER}(?:{_AND}{_LETTER}){{0,4}}"
+_OR = rf"{_CLOSE}(?:,{_LETTER}){{0,4}},?\s{{0,3}}(?i:\bor\b(?:\s(?:option|choice|letter)\b)?){_LETTER}"
 
-# On one line. "I do not think that the answer is B" denies; "if the answer is B" says nothing.
+# On one line. "I do not think that the answer is B" denies; "if the answer is B" says nothing, and "since it is B"
+# gives a reason.
 _BEFORE = (
-    r"(?:\b(?:(?P<open>if|whether|unless|suppose|assume|assuming)"
+    r"(?:\b(?:(?P<open>if|whether|unless|suppose|assume|assuming"
+    r"|(?:since|as)(?= (?:it|that)(?:['\u2019]s| is)\b))"
     r"|(?P<denied>(?:not|never|\w{1,9}n['\u2019]t) (?:think|believe|say|true|correct|the case)|doubt))"
     r" (?:that )?(?:the |my )?)?"
 )
 _SAID = (
     r"(?:\b(?P<wrong>incorrect |wrong )?answer\b|\b(?:correct|right|best) (?:option|choice|letter|one)\b"
-    r"|\b(?:it|that)(?:['\u2019]s| (?:is|must be|has to be))\b|\bleav(?:es|ing)\b|\b(?:actually|no|sorry)(?=[,:]))"
+    r"|\b(?:it|that)(?:['\u2019]s| (?:is|must be|has to be))\b|\bleav(?:es|ing)\b"
+    r"|\bI(?:['\u2019](?:d|ll)|\s(?:would|will|must|have\sto))?\s(?:choose|pick|select|go\swith)\b"
+    r"|\b(?:actually|no|sorry)(?=[,:]))"
 )
 _BETWEEN = (
-    r"(?:[\s:=,>]|(?:is|are|be|was|would|should|must|will|has|only|therefore|thus|hence|then|the|this|correct|right|best"
-    r"|to\s(?:this|the)\s(?:question|problem)|most|likely|probably|given|by|option|choice|answer|letter|it|us)\b){0,30}"
+    r"(?:[\s:=,>\u2192\u21d2]|[-\u2013\u2014](?=[\s>])"
+    r"|(?:is|are|be|was|would|should|must|will|has|only|therefore|thus|hence|then|the|this|correct|right|best"
+    r"|to\s(?:this|the)\s(?:question|problem)|most|likely|probably|clearly|obviously|definitely|certainly|simply|just"
+    r"|indeed|actually|in\sfact|here|given|by|option|choice|answer|letter|it|us)\b){0,30}"
 )
 _STATED = re.compile(
-    rf"(?i:{_BEFORE}{_SAID}{_BETWEEN})(?P<letter>{_LETTER})(?!{_CLOSE}\s{{1,3}}or\s{{1,3}}{_LETTER})"  # either is none
+    rf"(?i:{_BEFORE}{_SAID}{_BETWEEN})(?P<letter>{_LETTER})(?!{_OR})"  # either is none
 )
 _JUDGED = re.compile(
     rf"(?P<letters>{_LETTERS})\s{{0,3}}"
@@ -56,7 +68,7 @@ _NEGATIVE = re.compile(
 _EXCEPTED = re.compile(r"(?i:\b(?:except|other\sthan|besides|apart\sfrom|none\sof)(?:\s(?:for|option)){0,2})\s?\Z")
 
 _END = re.compile(
-    rf"(?:(?P<list>[)\]]{_AND}|\bbetween\s)?[(\[](?P<set>[A-E])[)\]]"
+    rf"(?:(?P<list>[)\]]{_AND}\s{{1,6}}|\bbetween\s)?[(\[](?P<set>[A-E])[)\]]"
     r"|(?:\A|\n|(?i:\b(?:so|therefore|thus|hence|choose|select|pick)\b))[\s,:]{0,6}(?P<alone>[A-E]))\Z"
 )
 _END_WITHIN = 60  # characters
@@ -125,7 +137,7 @@ def _at_the_end(text: str) -> str | None:
 
 def _at_the_beginning(text: str) -> str | None:
     found = _BEGINNING.match(text)
-    listed = re.match(r"[(\[]?A[)\]].{1,200}?\bB[)\].].{1,200}?\bC[)\].]", text, re.DOTALL)
+    listed = re.match(r"[(\[]?A([)\].:]).{1,200}?\bB\1.{1,200}?\bC\1", text, re.DOTALL)
     return found[1] if found and not listed else None
 
 
@@ -136,6 +148,6 @@ def _only_one(text: str, without: dict) -> str | None:
 
 def _plain(text: str) -> str:
     r"""Without LLM-Adapters' "A: " and the dress of Markdown and LaTeX: \boxed{\text{C}} is ((C)), (d) is (D)."""
-    text = re.sub(r"\\(?:boxed|text\w*|math\w+)|[*_$`]", "", text).translate({ord("{"): "(", ord("}"): ")"}).strip()
+    text = re.sub(r"\\(?:boxed|text\w*|math\w+)|[*_$`#]", "", text).translate({ord("{"): "(", ord("}"): ")"}).strip()
     text = text[2:].strip() if re.match(r"A:\s", text) else text
     return re.sub(r"(?<!\w)\([a-e]\)|\A[a-e]\Z", lambda found: found.group().upper(), text)

@@ -8,13 +8,15 @@ import re
 _MINUS = "[-\u2212\u2013]"
 _CURRENCY = r"\\?[$€£¥₹]"
 _SPACE = "[ \u00a0\u2009\u202f]"
-# Groups of digits: 1,234,567, India's 12,34,567, and 1 234 567.
-_GROUPED = rf"\d{{1,3}}(?:(?:,\d{{3}})+|(?:,\d\d){{1,4}},\d{{3}}|(?:{_SPACE}\d{{3}})+)(?!\d)"
+# Groups of digits: 1,234,567, India's 12,34,567, and 1 234 567; but "5 200-page books" are 5 of 200 pages.
+_SPACED = rf"{_SPACE}(?![1-9]\d\d[-\u2010\u2011]\w)\d{{3}}"
+_GROUPED = rf"\d{{1,3}}(?:(?:,\d{{3}})+|(?:,\d\d){{1,4}},\d{{3}}|(?:{_SPACED})+)(?!\d)"
 _DIGITS = rf"(?:(?:{_GROUPED}|\d+)(?:\.\d+)?|(?<![\d.])\.\d+)"
 _EXPONENT = r"[-+\u2212]?\d+"
 _NUMBER = re.compile(
     rf"(?:(?P<whole>\d+){_SPACE})?(?<!/)(?P<top>{_DIGITS})/(?P<bottom>{_DIGITS})(?![/\d])"
-    rf"|(?:(?P<factor>{_DIGITS})\s?(?:[x\xd7*·]|\\times|\\cdot)\s?)?(?<![\d.,])10(?:\^|\*\*)[{{(]?(?P<power>{_EXPONENT})"
+    rf"|(?:(?P<factor>{_DIGITS})\s?(?:[x\xd7*·]|\\times|\\cdot)\s?(?=10[\^*]))?(?P<base>{_DIGITS})(?:\^|\*\*)"
+    rf"[{{(]?(?P<power>{_EXPONENT})"
     rf"|\^[{{(]?{_EXPONENT}"  # the exponent of a unit or of a variable: no number of its own
     rf"|(?P<digits>{_DIGITS})(?:[eE](?P<exponent>{_EXPONENT})(?!\w)|:00(?![:\d]))?"
 )
@@ -59,13 +61,20 @@ def _plain(text: str) -> str:
 
 def _value(found: re.Match) -> float:
     if found["power"]:
-        return _float(found["factor"] or "1", found["power"])
+        return _float(found["factor"] or "1") * _power(_float(found["base"]), found["power"])
     if found["digits"]:
         return _float(found["digits"], found["exponent"] or "0")
     top, bottom = _float(found["top"]), _float(found["bottom"])
     if bottom == 0:
         return math.nan
     return top / bottom + (_float(found["whole"]) if found["whole"] and top < bottom else 0)
+
+
+def _power(base: float, exponent: str) -> float:
+    try:
+        return base ** float(exponent.replace("\u2212", "-"))
+    except (OverflowError, ZeroDivisionError):
+        return math.nan
 
 
 def _float(digits: str, exponent: str = "0") -> float:

@@ -228,6 +228,21 @@ def test_last_number_is_read(text, number):
         ("+5", 5),
         ("0.0005", 0.0005),
         ("-\\$5", -5),
+        ("He bought 5 200-page books", 200),
+        ("4 400-meter laps", 400),
+        ("1 200 300-page books", 300),
+        ("a 1 000-page book", 1000),
+        ("1 000-1 500", 1500),
+        ("2^10", 1024),
+        ("2**10", 1024),
+        ("2^{10} = 1024", 1024),
+        ("2^-1", 0.5),
+        ("-2^2", -4),
+        ("5 x 3^2", 9),
+        ("4,10^2", 100),
+        ("2^x", 2),
+        ("0^-1", None),
+        ("9^99999", None),
     ],
 )
 def test_numbers_are_read_as_people_write_them(text, number):
@@ -317,7 +332,21 @@ def test_any_text_is_read_without_an_error(text):
         ("Therefore, D", "D"),
         ("(A) is 5 km, (B) is 6 km; so (B).", "B"),
         ("It is 62 m, which is choice (C), of course", "C"),
+        ("#### C", "C"),
+        ("5 + 5 = 10\n#### C", "C"),
+        ("answer -> D", "D"),
+        ("Answer \u2192 D", "D"),
+        ("Answer - B", "B"),
+        ("The answer is clearly B", "B"),
+        ("The answer is indeed B", "B"),
+        ("The answer here is B", "B"),
+        ("I would choose C because it is right", "C"),
+        ("I'd go with option (C), as it is right", "C"),
         # Capital letters that are no answer.
+        ("A. 5\nB. 6\nC. 7\nThe answer is 6", None),
+        ("A: A: 5\nB: 6\nC: 7\nThe answer is 6", None),
+        ("A. It is not (B), as 5 km is less than A", "A"),
+        ("I choose a train", None),
         ("", None),
         ("A: There were 5 apples in the box.", None),
         ("A man walks 5 km.", None),
@@ -437,6 +466,21 @@ def test_letter_is_the_one_given_as_the_answer(text, letter):
         ("The answer is A, B is too big", "A"),
         ("the answer is D and B is wrong", "D"),
         ("Answer: E is correct", "E"),
+        ("The answer is e.g. 5", None),
+        ("The answer is e.g 5", None),
+        ("The answer is A.M.", None),
+        ("The answer is C.I would add 5", "C"),
+        ("The answer is a, b, or c", None),
+        ("The answer is A, B or C.", None),
+        ("The answer is (A), (B), or option (C).", None),
+        ("Since it is a: 5, so D", "D"),
+        ("Not B, because it is C", "C"),
+        ("Since the answer is C, 5 is left", "C"),
+        ("I would choose A or B", None),
+        ("I would choose between A and B", None),
+        ("I would not choose C", None),
+        ("I do not think I would choose C", None),
+        ("The answer is -B", None),
     ],
 )
 def test_letter_that_is_denied_asked_for_or_taken_back_is_no_answer(text, letter):
@@ -454,9 +498,9 @@ def test_explanation_before_the_stated_letter_does_not_matter(letter, text, spel
 LOOPS = """
 from rosa.tasks import extract_answer
 for size in (20_000, 200_000):
-    for piece in ("9", ",000", ",00", "1/", "1 ", "10^", "-"):
+    for piece in ("9", ",000", ",00", "1/", "1 ", " 000", " 200-", "10^", "2^", "-"):
         extract_answer("gsm8k", "1" + (piece * size)[:size])
-    for piece in ("(", '["', "\\n", "answer ", "A) nor ("):
+    for piece in ("(", '["', "\\n", "answer ", "answer - ", "I choose ", "A) nor (", "A,   ", "A. B. "):
         extract_answer("AQuA", "The answer is " + (piece * size)[:size])
 """
 
