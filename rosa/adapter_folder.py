@@ -24,6 +24,7 @@ from torch import Tensor
 from rosa.card import MARK, model_card
 from rosa.errors import AdapterError
 from rosa.files import replace_files
+from rosa.parsing import parse_object
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "rosa_config.json"
@@ -221,23 +222,6 @@ def is_note(content: bytes) -> bool:
         return _marked(parse_object(content))
     except ValueError:
         return False
-
-
-def parse_object(text: str | bytes) -> dict[str, Any]:
-    """An object in JSON.
-
-    Raises:
-        ValueError: it is none, whatever it is instead.
-    """
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        raise ValueError("JSON nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"no valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"an object in JSON was expected, not {type(value).__name__}")
-    return value
 
 
 def _files(folder: Path) -> tuple[Path, Path]:

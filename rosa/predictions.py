@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rosa.files import replace_files, replace_text
+from rosa.parsing import parse_object
 from rosa.tasks import Task, extract_answer, is_correct
 
 _REMEDY = "choose another folder, or overwrite what is there (--overwrite)"
@@ -109,22 +110,20 @@ def _asked(row: Mapping[str, object]) -> dict:
 
 def _parsed(content: bytes) -> dict | None:
     try:
-        line = json.loads(content)
+        line = parse_object(content)
         asked = _asked(line)
         sound = type(line["row"]) is int and line["row"] >= 0
         return line if sound and all(isinstance(text, str) for text in (*asked.values(), line["prediction"])) else None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError):
         return None
 
 
 def _check_made_with(file: Path, made_with: Mapping[str, object]) -> None:
     beside = _made_with_file(file)
     try:
-        earlier = json.loads(beside.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
-        earlier = None
-    if not isinstance(earlier, dict):
-        raise ValueError(f"{beside} does not say what the predictions in {file} were made with: {_REMEDY}")
+        earlier = parse_object(beside.read_bytes())
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{beside} does not say what the predictions in {file} were made with: {_REMEDY}") from error
     different = [name for name in {**earlier, **made_with} if earlier.get(name) != made_with.get(name)]
     if different:
         both = "; ".join(f"{name} was {earlier.get(name)}, now {made_with.get(name)}" for name in different)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from rosa.adapter_folder import has_adapter
+from rosa.parsing import parse_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -115,8 +115,7 @@ def _unreadable(path: Path) -> str | None:
         return "is truncated or no file of PyTorch's"
     if path.suffix == ".json":
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError, OSError) as error:
-            return f"is not valid JSON ({type(error).__name__}: {error})"
-        return None if isinstance(found, dict) else "does not hold an object"
+            parse_object(path.read_bytes())
+        except (ValueError, OSError) as error:
+            return f"is damaged: {error}"
     return None

@@ -17,8 +17,8 @@ from transformers import TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rosa.adapter_folder import parse_object
 from rosa.digest import base_digest, digest
+from rosa.parsing import parse_object
 
 if TYPE_CHECKING:
     from rosa.finetune_arguments import FinetuneArguments

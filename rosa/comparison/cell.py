@@ -21,6 +21,7 @@ from rosa.finetune import finetune
 from rosa.finetune_arguments import parse
 from rosa.locking import alone_in
 from rosa.methods import load_trained, resumes, trainable
+from rosa.parsing import parse_object
 from rosa.pretrained import load_model, load_tokenizer
 from rosa.resuming import changes, last_checkpoint, made_with
 
@@ -152,9 +153,9 @@ def _read(cell: Cell, name: str, inputs: Inputs) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse_object(file.read_bytes())
         made_with = {**found["settings"], **found["made_with"]}
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{file} does not say what it was made with: choose another output, or delete it") from error
     now = json.loads(json.dumps({**cell.settings, **inputs.of_training(cell)}))  # as they come back
     changed = [key for key in now | made_with if now.get(key) != made_with.get(key)]

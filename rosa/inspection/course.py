@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
 
+from rosa.parsing import parse_object
 from rosa.resuming import last_checkpoint
 from rosa.selection import Selection
 from rosa.selection_log import read_entry
@@ -49,10 +49,10 @@ def read_course(folder: str | os.PathLike) -> Course:
     """
     path = _log_of(Path(folder))
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = parse_object(path.read_bytes())
         entries, steps = state["log_history"], int(state["global_step"])
         selections = [found for entry in entries if (found := read_entry(dict(entry))) is not None]
-    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is not the state of a Trainer: {type(error).__name__}: {error}") from error
     if not selections:
         raise ValueError(

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from rosa.data import dataset_rows, load_rows
+from rosa.parsing import parse_object
 from rosa.tasks.answers import read_truth
 from rosa.tasks.benchmarks import GROUPS, TASKS
 from rosa.tasks.task import FORMS, Task
@@ -82,10 +83,10 @@ def _tasks_of(name: str, data_dir: Path | None) -> tuple[Task, ...]:
 def _form(file: Path) -> tuple[str, ...] | str:
     """The form of answers that a task.json describes."""
     try:
-        description = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(description, dict) or set(description) != {"answer"}:
+        description = parse_object(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} must describe a task: {error}") from error
+    if set(description) != {"answer"}:
         raise ValueError(f'{file} must be {{"answer": FORM}} and nothing else, got {json.dumps(description)[:80]}')
     form = description["answer"]
     if form in FORMS:

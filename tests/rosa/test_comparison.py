@@ -245,8 +245,9 @@ def start(config):
     """`rosa compare` in a process, once a worker of it has begun a cell; the process and its descendants."""
     command = [sys.executable, "-m", "rosa", "compare", "--config", str(config)]
     process = subprocess.Popen(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
-    )
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells have background jobs ignore it
+    )  # fmt: skip
     wait_for(lambda: list(config.parent.rglob("log.txt")) or process.poll() is not None)
     assert process.poll() is None, process.stderr.read().decode()
     return process, psutil.Process(process.pid).children(recursive=True)

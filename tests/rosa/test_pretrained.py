@@ -29,11 +29,11 @@ def test_a_whole_base_loads_and_keeps_its_digest(base):
     ("file", "content", "message"),
     [
         ("model-00002-of-00003.safetensors", b"", "model-00002-of-00003.safetensors is truncated"),
-        ("config.json", b"", "config.json is not valid JSON"),
-        ("config.json", b"5", "config.json does not hold an object"),
-        ("config.json", b"null", "config.json does not hold an object"),
-        ("config.json", b"[" * 100_000, "config.json is not valid JSON .RecursionError"),
-        ("config.json", b"\x80", "config.json is not valid JSON .UnicodeDecodeError"),
+        ("config.json", b"", "config.json is damaged: no valid JSON"),
+        ("config.json", b"5", "config.json is damaged: an object in JSON was expected"),
+        ("config.json", b"null", "config.json is damaged: an object in JSON was expected"),
+        ("config.json", b"[" * 100_000, "config.json is damaged: JSON nested too deeply"),
+        ("config.json", b"\x80", "config.json is damaged: no valid JSON"),
         ("config.json", b'{"model_type": "nope"}', "no model can be loaded from"),
     ],
 )

@@ -382,7 +382,10 @@ def test_ctrl_c_leaves_one_line_that_names_the_checkpoint_that_stands(base, data
     for name, options in saving.items():
         paths = ["--model", str(base), "--data", str(data), "--output", str(tmp_path / name)]
         command = [sys.executable, "-m", "rosa", "train", *paths, *endless, *options]
-        runs[name] = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        runs[name] = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells have background jobs ignore it
+        )  # fmt: skip
     try:
         _wait_for(lambda: (tmp_path / "never-saves" / ".lock").exists(), runs["never-saves"])
         _wait_for(lambda: last_checkpoint(tmp_path / "saves") is not None, runs["saves"])

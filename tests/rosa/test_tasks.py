@@ -78,9 +78,9 @@ def test_unknown_task_in_a_data_folder_is_told_what_it_needs(tmp_path):
 @pytest.mark.parametrize(
     ("description", "message"),
     [
-        ('{"answer": "number"', "own/task.json is not valid JSON"),
-        pytest.param("[" * 100_000, "own/task.json is not valid JSON", id="deep"),
-        ('["number"]', r'own/task.json must be \{"answer": FORM\} and nothing else, got \["number"\]'),
+        ('{"answer": "number"', "own/task.json must describe a task: no valid JSON"),
+        pytest.param("[" * 100_000, "own/task.json must describe a task: JSON nested too deeply", id="deep"),
+        ('["number"]', "own/task.json must describe a task: an object in JSON was expected, not list"),
         ('{"anwser": "number"}', 'nothing else, got {"anwser": "number"}'),
         ('{"answer": "numbr"}', '`answer` must be "number", "letter", "text" or a list of options, got "numbr"'),
         ('{"answer": ["yes", 1]}', "or a list of options"),
