@@ -10,6 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    # What DeepSpeed compiles belongs to these packages: other environments would compile it anew at every turn, and a
+    # build that was killed there would keep all others waiting.
+    "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions"),
+}
 LAUNCHERS = {
     "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port={port}"],
     "fsdp2": [
@@ -19,7 +27,7 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
-def launch(launcher, script, *arguments, seconds=240):
+def launch(launcher, script, *arguments, seconds=480):
     """Runs a script, of this folder or by its full path, or a module by its name, on two ranks; returns its exit status
     and its output."""
     with socket.socket() as free:
@@ -30,7 +38,7 @@ def launch(launcher, script, *arguments, seconds=240):
     process = subprocess.Popen(
         [sys.executable, *command, *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env=os.environ | ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
