@@ -27,7 +27,7 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
-def launch(launcher, script, *arguments, seconds=480):
+def launch(launcher, script, *arguments, seconds=240):
     """Runs a script, of this folder or by its full path, or a module by its name, on two ranks; returns its exit status
     and its output."""
     with socket.socket() as free:
