@@ -3,8 +3,8 @@
     python -m benchmarks.paper            writes the tables into docs/paper.md
     python -m benchmarks.paper --print    prints them
 
-The models are built without memory from their configurations, and `rosa.methods.attach` makes them trainable as
-`rosa train` does. What a decoder layer saves for backward is counted on tensors that have shapes and no values, by
+The models are built without memory from their configurations, and `rosa.training.methods.attach` makes them trainable
+as `rosa train` does. What a decoder layer saves for backward is counted on tensors that have shapes and no values, by
 running the layer as `--bf16 true` runs it.
 """
 
@@ -32,10 +32,10 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from benchmarks import scaling, static
 from benchmarks.presets import PRESETS, QWEN
 from benchmarks.report import fill
-from rosa.decoder import decoder_layers
-from rosa.finetune_arguments import FinetuneArguments, parse
-from rosa.methods import attach, trainable
-from rosa.settings import as_arguments, load_settings
+from rosa.models.decoder import decoder_layers
+from rosa.storage.settings import as_arguments, load_settings
+from rosa.training.finetune_arguments import FinetuneArguments, parse
+from rosa.training.methods import attach, trainable
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "paper.md"

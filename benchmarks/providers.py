@@ -36,7 +36,7 @@ class RopeInputs(NamedTuple):
 
 
 class RoaeInputs(NamedTuple):
-    """q, k, cos and sin as in RopeInputs; H `[b, l, d]`; the float32 weights of Eq. 2 and 3 as in `rosa.roae.RoAE`."""
+    """q, k, cos and sin as in RopeInputs; H `[b, l, d]`; the float32 weights of Eq. 2 and 3, as RoAE has them."""
 
     q: Tensor
     k: Tensor

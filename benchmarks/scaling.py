@@ -22,7 +22,7 @@ import rosa
 from benchmarks.presets import PRESETS
 from benchmarks.report import fill
 from benchmarks.results import COUNTED, read
-from rosa.decoder import decoder_layers
+from rosa.models.decoder import decoder_layers
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "scaling.md"
 GPUS = (1, 8, 64, 1024)

@@ -2,24 +2,19 @@
 
 from typing import TYPE_CHECKING
 
-from rosa.adapter import load_adapter, save_adapter
-from rosa.config import RosaConfig
+from rosa.adapters.config import RosaConfig
+from rosa.adapters.disk import load_adapter, save_adapter
+from rosa.adapters.hub import push_to_hub
+from rosa.adapters.parameters import count_parameters, print_trainable_parameters, trainable_parameters
+from rosa.adapters.patching import patch, unpatch
+from rosa.adapters.record import is_patched
+from rosa.adapters.switching import active_adapter, adapter_names, delete_adapter, disabled, set_adapter
 from rosa.errors import AdapterError, UnsupportedModelError
-from rosa.hub import push_to_hub
-from rosa.patching import (
-    count_parameters,
-    is_patched,
-    patch,
-    print_trainable_parameters,
-    trainable_parameters,
-    unpatch,
-)
-from rosa.selection import DynamicLayerSelection, Selection
-from rosa.switching import active_adapter, adapter_names, delete_adapter, disabled, set_adapter
-from rosa.zero import layer_groups
+from rosa.selection.optimizer import DynamicLayerSelection, Selection
+from rosa.selection.zero import layer_groups
 
 if TYPE_CHECKING:
-    from rosa.trainer import RosaTrainer
+    from rosa.training.trainer import RosaTrainer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -50,7 +45,7 @@ __all__ = [
 def __getattr__(name: str):
     # transformers' Trainer needs accelerate and takes seconds to import; those who bring their own loop need neither.
     if name == "RosaTrainer":
-        from rosa.trainer import RosaTrainer
+        from rosa.training.trainer import RosaTrainer
 
         return RosaTrainer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from rosa.adapter import local_folder, read_description, refuse_model_folder
+from rosa.adapters.folder import local_folder, read_description, refuse_model_folder
+from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.commands import DTYPES, parser
-from rosa.digest import base_digest, digest
-from rosa.evaluation import evaluate, fingerprint
-from rosa.files import replace_text
-from rosa.methods import load_trained
-from rosa.pretrained import load_model, load_tokenizer
-from rosa.tasks import find_tasks, load_test_rows
+from rosa.evaluation.evaluate import evaluate, fingerprint
+from rosa.evaluation.tasks import find_tasks, load_test_rows
+from rosa.storage.digest import base_digest, digest
+from rosa.storage.files import replace_text
+from rosa.training.methods import load_trained
 
 
 def run(argv: list[str]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.commands import DTYPES, parser
-from rosa.data import prompt
-from rosa.generation import answer
-from rosa.methods import load_trained
-from rosa.pretrained import load_model, load_tokenizer
+from rosa.evaluation.generation import answer
+from rosa.training.data import prompt
+from rosa.training.methods import load_trained
 
 
 def run(argv: list[str]) -> None:

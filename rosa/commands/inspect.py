@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from rosa.adapter import load_adapter, refuse_model_folder
+from rosa.adapters.config import RosaConfig
+from rosa.adapters.disk import load_adapter
+from rosa.adapters.folder import refuse_model_folder
+from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.commands import DTYPES, parser
-from rosa.config import RosaConfig
-from rosa.data import load_rows, prompt, read_text
 from rosa.inspection import figures
 from rosa.inspection.activations import EnergyShare, energy_shares, measure, token_batches, usable_r_lows
 from rosa.inspection.course import Course, read_course
-from rosa.pretrained import load_model, load_tokenizer
+from rosa.training.data import load_rows, prompt, read_text
 
 OF_MODEL = ("adapter", "text", "data", "limit", "r_low", "max_length", "batch_size", "dtype")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rosa.finetune import finetune
-from rosa.finetune_arguments import parse
-from rosa.parallel import leave_process_groups
+from rosa.training.finetune import finetune
+from rosa.training.finetune_arguments import parse
+from rosa.training.processes import leave_process_groups
 
 
 def run(argv: list[str]) -> None:

@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.comparison.inputs import Inputs, check_unchanged
 from rosa.comparison.plan import Cell
-from rosa.data import load_rows
-from rosa.evaluation import evaluate
-from rosa.files import replace_text
-from rosa.finetune import finetune
-from rosa.finetune_arguments import parse
-from rosa.locking import alone_in
-from rosa.methods import load_trained, resumes, trainable
-from rosa.parsing import parse_object
-from rosa.pretrained import load_model, load_tokenizer
-from rosa.resuming import changes, last_checkpoint, made_with
+from rosa.evaluation.evaluate import evaluate
+from rosa.storage.files import replace_text
+from rosa.storage.locking import alone_in
+from rosa.storage.parsing import parse_object
+from rosa.training.data import load_rows
+from rosa.training.finetune import finetune
+from rosa.training.finetune_arguments import parse
+from rosa.training.methods import load_trained, resumes, trainable
+from rosa.training.resuming import changes, last_checkpoint, made_with
 
 RESULT_NAME, TRAINING_NAME, LOG_NAME = "result.json", "training.json", "log.txt"
 PACKAGES = ("torch", "transformers", "peft")

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rosa.comparison.plan import Cell
-from rosa.finetune_arguments import parse
-from rosa.methods import attach, trainable
+from rosa.training.finetune_arguments import parse
+from rosa.training.methods import attach, trainable
 
 
 def check_options(cell: Cell) -> None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from rosa.finetune_arguments import option_names, unread_options
-from rosa.methods import ROSA
 from rosa.miniature.make import MiniatureRecipe
-from rosa.settings import as_arguments, check_keys, load_settings, mapping
+from rosa.storage.settings import as_arguments, check_keys, load_settings, mapping
+from rosa.training.finetune_arguments import option_names, unread_options
+from rosa.training.methods import ROSA
 
 BASE = "base"  # the row of the model as it is
 

@@ -10,9 +10,9 @@ from typing import Any
 from rosa.comparison.plan import Comparison, slug
 from rosa.comparison.statistics import Summary, summarise
 from rosa.comparison.tables import csv_table, latex, markdown
-from rosa.files import replace_text
+from rosa.evaluation.tasks import find_tasks
 from rosa.inspection.figures import draw_k_ratio
-from rosa.tasks import find_tasks
+from rosa.storage.files import replace_text
 
 OUTCOMES_NAME = "outcomes.jsonl"
 

@@ -10,14 +10,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from rosa.adapters.pretrained import load_tokenizer
 from rosa.comparison.cell import LOG_NAME, read_result, run_cell
 from rosa.comparison.fit import check_fit, check_options
 from rosa.comparison.inputs import Inputs, read_inputs
 from rosa.comparison.plan import Cell, Comparison
 from rosa.comparison.workers import kill, submit, workers
-from rosa.locking import alone_in
 from rosa.miniature.make import SEEN_TASK, make
-from rosa.pretrained import load_tokenizer
+from rosa.storage.locking import alone_in
 
 
 def run(comparison: Comparison, jobs: int = 1) -> tuple[Comparison, list[dict[str, Any]]]:

@@ -18,14 +18,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from rosa.adapter import load_adapter, save_adapter
-from rosa.data import prompt
+from rosa.adapters.disk import load_adapter, save_adapter
 from rosa.demo.figure import draw_figure
 from rosa.demo.methods import fine_tune_lora, fine_tune_rosa
 from rosa.demo.report import Accuracy, base_section, command_section, comparison_section, fine_tuning_section
-from rosa.generation import answer
+from rosa.evaluation.generation import answer
 from rosa.miniature.base import BaseRecipe, base_model
 from rosa.miniature.problems import SEEN, UNSEEN, exact_match, generate
+from rosa.training.data import prompt
 
 MAX_NEW_TOKENS = 40  # the longest solution has about 30
 
@@ -74,7 +74,7 @@ def _run(output: Path, seed: int, sizes: Sizes) -> None:
     print(fine_tuning_section(unseen.train, sizes.steps, sizes.batch_size), flush=True)
     job = (base, tokenizer, unseen.train, sizes.steps, sizes.batch_size, seed)
     rosa = fine_tune_rosa(*job)
-    lora = fine_tune_lora(*job, parameters=rosa.trainable)
+    lora = fine_tune_lora(*job, parameters=rosa.models.trainable)
     rosa_after, answers_after = examine(rosa.model)
     lora_after, _ = examine(lora.model)
     print(comparison_section(before, rosa, rosa_after, lora, lora_after), flush=True)
@@ -83,7 +83,7 @@ def _run(output: Path, seed: int, sizes: Sizes) -> None:
     save_adapter(rosa.model, adapter)
     fresh = load_adapter(AutoModelForCausalLM.from_pretrained(base), adapter)
     same = sum(map(operator.eq, _answers(fresh, tokenizer, unseen.held_out), answers_after))
-    selection = rosa.trainer.layer_selection
+    selection = rosa.training.trainer.layer_selection
     losses = {"RoSA": rosa.recorder.losses, "LoRA": lora.recorder.losses}
     draw_figure(losses, selection.history, selection.num_layers, picture)
     print(f"\nRoSA adapter: {adapter} (in a fresh model, {same} of {len(answers_after)} answers are the same)")

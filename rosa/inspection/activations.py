@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rosa.config import RosaConfig
-from rosa.decoder import decoder_layers, rotary_functions
-from rosa.generation import evaluating
-from rosa.patching import is_patched
-from rosa.probe import RotarySite, rotary_sites
-from rosa.rotary import RotaryLayout, attach, read_call, serve_adapters
+from rosa.adapters.config import RosaConfig
+from rosa.adapters.record import is_patched
+from rosa.evaluation.generation import evaluating
+from rosa.models.decoder import decoder_layers, rotary_functions
+from rosa.models.probe import RotarySite, rotary_sites
+from rosa.models.rotary import RotaryLayout, attach, read_call, serve_adapters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

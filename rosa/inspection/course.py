@@ -8,10 +8,10 @@ from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
 
-from rosa.parsing import parse_object
-from rosa.resuming import last_checkpoint
-from rosa.selection import Selection
-from rosa.selection_log import read_entry
+from rosa.selection.log import read_entry
+from rosa.selection.optimizer import Selection
+from rosa.storage.parsing import parse_object
+from rosa.training.resuming import last_checkpoint
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from transformers import (
     set_seed,
 )
 
-from rosa.data import tokenize
+from rosa.training.data import tokenize
 
 
 @dataclass(frozen=True)

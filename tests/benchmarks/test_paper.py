@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from benchmarks import paper
 from benchmarks.report import fill
 from benchmarks.results import COUNTED, read
-from rosa.data import load_rows, prompt
-from rosa.methods import BASELINES, attach
+from rosa.training.data import load_rows, prompt
+from rosa.training.methods import BASELINES, attach
 from tests.conftest import HAS_GPU
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
 from tests.scale.conftest import launch

@@ -18,8 +18,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import rosa
-from rosa.decoder import decoder_layers
-from rosa.probe import rotary_sites
+from rosa.models.decoder import decoder_layers
+from rosa.models.probe import rotary_sites
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 FAMILIES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -206,10 +206,11 @@ All {len(findings)} families that transformers {transformers.__version__} maps t
 Made by `python -m tests.rosa.families`.
 
 No family is named in the code. `rosa.patch` runs a blank twin of each attention module, watches which rotary function
-it calls and with what, and compares that function with RoPE in every known layout. `tests/rosa/test_models.py` patches
-a tiny model of each supported family: it computes what it computed before, to float32 rounding, then something else
-once W_up is not zero; its gradients are those of Eq. 2 to 4 written by hand; layer selection ranks its layers, as the
-last column says; and after `rosa.unpatch` it computes bitwise what it did at first.
+it calls and with what, and compares that function with RoPE in every known layout.
+`tests/rosa/adapters/test_models.py` patches a tiny model of each supported family: it computes what it computed before,
+to float32 rounding, then something else once W_up is not zero; its gradients are those of Eq. 2 to 4 written by hand;
+layer selection ranks its layers, as the last column says; and after `rosa.unpatch` it computes bitwise what it did at
+first.
 
 ## Supported
 

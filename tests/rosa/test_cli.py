@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 
 import rosa
 from rosa.cli import COMMANDS, main
-from rosa.data import load_rows, prompt, tokenize
-from rosa.generation import answer
+from rosa.evaluation.generation import answer
+from rosa.training.data import load_rows, prompt, tokenize
 
 from .tiny_qwen2 import tiny_model, tiny_tokenizer
 

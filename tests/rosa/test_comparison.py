@@ -25,9 +25,9 @@ from rosa.comparison.report import read_outcomes
 from rosa.comparison.run import best_rates
 from rosa.comparison.statistics import best_baseline, micro_by_seed, spread, summarise
 from rosa.comparison.tables import csv_table, latex, markdown
-from rosa.finetune import finetune
-from rosa.finetune_arguments import parse
 from rosa.miniature.make import MiniatureRecipe
+from rosa.training.finetune import finetune
+from rosa.training.finetune_arguments import parse
 
 from .tiny_qwen2 import tiny_model, tiny_tokenizer
 

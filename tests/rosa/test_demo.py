@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from rosa.data import prompt
 from rosa.miniature.problems import LARGEST_RESULT, SEEN, UNSEEN, Kind, exact_match, final_number, generate
+from rosa.training.data import prompt
 
 BOTH = {**SEEN, **UNSEEN}
 
@@ -97,9 +97,9 @@ def sizes():
 def test_demo_from_end_to_end(sizes, tmp_path, capfd):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rosa.adapter import load_adapter
+    from rosa.adapters.disk import load_adapter
     from rosa.demo.run import run
-    from rosa.generation import answer
+    from rosa.evaluation.generation import answer
 
     run(tmp_path, 0, sizes)
 

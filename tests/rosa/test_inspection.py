@@ -7,7 +7,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import rosa
-from rosa.decoder import rotary_functions
 from rosa.inspection.activations import (
     R_LOWS,
     STATES,
@@ -16,7 +15,8 @@ from rosa.inspection.activations import (
     token_batches,
     usable_r_lows,
 )
-from rosa.probe import rotary_sites
+from rosa.models.decoder import rotary_functions
+from rosa.models.probe import rotary_sites
 
 from . import families
 from .tiny_qwen2 import tiny_tokenizer

@@ -13,8 +13,8 @@ from matplotlib.text import Text
 from rosa.inspection import figures
 from rosa.inspection.activations import LayerActivations, energy_shares
 from rosa.inspection.course import Course
-from rosa.rotary import RotaryLayout
-from rosa.selection import Selection
+from rosa.models.rotary import RotaryLayout
+from rosa.selection.optimizer import Selection
 
 
 def layer(index, *, rotary_dim=8, width=12, keys=True, interleaved=False):

@@ -10,8 +10,9 @@ from accelerate import DistributedType, PartialState
 from transformers import TrainerCallback, TrainingArguments
 
 import rosa
-from rosa.parallel import leave_process_groups, whole
-from rosa.patching import adapter_parameters
+from rosa.adapters.parameters import adapter_parameters
+from rosa.models.sharding import whole
+from rosa.training.processes import leave_process_groups
 from tests.rosa.conftest import make_patched
 
 STEPS, GLOBAL_BATCH = 12, 4

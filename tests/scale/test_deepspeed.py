@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import rosa
-from rosa.adapter import WEIGHTS_NAME
+from rosa.adapters.folder import WEIGHTS_NAME
 from tests.rosa.conftest import make_model
 from tests.scale.zero_finetune import make_trainer
 from tests.scale.zero_worker import INTERVAL, LEARNING, STEPS, build, rows, trained

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import rosa
-from rosa.resuming import last_checkpoint
+from rosa.training.resuming import last_checkpoint
 from tests.rosa.conftest import make_patched
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
 from tests.scale.finetune import STEPS, make_trainer, values

@@ -18,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import rosa
 from benchmarks.traffic import Traffic
-from rosa import selection
-from rosa.parallel import leave_process_groups, whole
+from rosa.models.sharding import whole
+from rosa.selection import optimizer as selection
+from rosa.training.processes import leave_process_groups
 from tests.rosa.conftest import make_model, make_patched
 
 ROWS = 4  # of the global batch

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments, set_seed
 
 import rosa
-from rosa.parallel import leave_process_groups
+from rosa.training.processes import leave_process_groups
 
 STEPS, STOP, GLOBAL_BATCH = 12, 6, 4
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 
 import rosa
-from rosa.parallel import leave_process_groups
+from rosa.training.processes import leave_process_groups
 from tests.rosa.conftest import make_model, make_patched
 
 ROWS = 4  # of the global batch

@@ -1,0 +1,183 @@
+"""Adapters on disk: saved from a patched model, loaded into a model of their base."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from rosa.adapters.config import RosaConfig
+from rosa.adapters.folder import (
+    ADAPTER_TYPE,
+    local_folder,
+    open_adapter,
+    refuse_model_folder,
+    write_adapter,
+)
+from rosa.adapters.patching import add_adapter, base_name, describe_base, make_adapter, plan_adapter
+from rosa.adapters.record import is_patched, patched
+from rosa.errors import AdapterError
+from rosa.models.sharding import gathered, is_managed, is_partitioned, shard_like, whole
+
+FORMAT_VERSION = 1
+
+
+def save_adapter(model: nn.Module, folder: str | os.PathLike, adapter_name: str | None = None) -> None:
+    """Saves what RoSA trained in a patched model, the RoAE weights and, if trained, the norms; with a model card.
+
+    Of a model sharded by FSDP2 or ZeRO-3 every rank calls this, and the first one writes.
+
+    Args:
+        model (nn.Module): a patched model, wrapped or not; the names in the file are those of the plain model.
+        folder (path): made if need be; an adapter in it is replaced, at once or, if the process is killed, not at all.
+            A README.md that somebody else wrote stays as it is.
+        adapter_name (str, optional): None saves the active adapter.
+
+    Raises:
+        ValueError: the model is not patched, the adapter stands on the meta device, or the folder holds a model.
+        KeyError: the model has no such adapter.
+        FloatingPointError: a value is not finite.
+        OSError: the files cannot be written.
+        Nothing is written then, and an adapter that was there is whole.
+    """
+    adapter = patched(model)[1].adapter(adapter_name)
+    if any(tensor.is_meta for tensor in adapter.tensors().values()):
+        raise ValueError("this model is on the meta device: its adapter has no values to save")
+    folder = Path(folder)
+    refuse_model_folder(folder)
+    parameters = list(adapter.parameters().values())
+    with gathered(parameters):
+        tensors = {name: whole(tensor).cpu().contiguous() for name, tensor in adapter.tensors().items()}
+    broken = _not_finite(tensors)
+    if broken:
+        raise FloatingPointError(f"{broken}, so the adapter was not saved; what was in {folder} is as it was")
+    if any(isinstance(p, DTensor) or is_partitioned(p) for p in parameters) and dist.get_rank() != 0:
+        return
+    description = {
+        "adapter_type": ADAPTER_TYPE,
+        "format_version": FORMAT_VERSION,
+        "base_model_name_or_path": base_name(model),
+        "base": describe_base(model),
+        "config": asdict(adapter.config),
+    }
+    write_adapter(folder, description, tensors)
+
+
+def load_adapter(
+    model: nn.Module,
+    source: str | os.PathLike,
+    adapter_name: str = "default",
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+) -> nn.Module:
+    """Loads an adapter into a model in place and switches it in, patching the model first if it is not; it can be
+    trained on.
+
+    Args:
+        model (nn.Module): a model of the adapter's base, wrapped or not. If it is patched, the adapter of this name is
+            overwritten, or one is added.
+        source (path or str): a folder that `save_adapter` wrote, or a repository of the Hugging Face hub ("user/name").
+        adapter_name (str): its name in the model.
+        revision (str, optional): branch, tag or commit on the hub; None is "main".
+        token (str, optional): for the hub; None takes the one that `hf auth login` stored, or HF_TOKEN.
+
+    Returns:
+        The same model.
+
+    Raises:
+        FileNotFoundError: the folder or a file in it is missing.
+        AdapterError: a damaged file, an unknown format version, values that are not finite, or an adapter for another
+            base model.
+        ValueError: the model has an adapter of this name with another configuration, the name does not fit, DeepSpeed
+            has the parameters, or an adapter would be added inside `torch.inference_mode()`.
+        Nothing is changed after an error.
+    """
+    with open_adapter(local_folder(source, revision, token)) as stored:
+        config = _config(stored.description, source)
+        _check_base(model, stored.description, source)
+        record = patched(model)[1] if is_patched(model) else None
+        known = record is not None and adapter_name in record.adapters
+        if known:
+            adapter = record.adapters[adapter_name]
+            if adapter.config != config:
+                raise ValueError(f"this model is patched with {adapter.config}, the adapter in {source} has {config}")
+            if adapter_name != record.active:
+                record.check_switchable(model)
+            _refuse_managed(model, adapter.parameters().values())
+            shapes = {name: tuple(tensor.shape) for name, tensor in adapter.tensors().items()}
+        else:
+            plan = plan_adapter(model, config, adapter_name)
+            _refuse_managed(model, (norm.weight for norm in plan.norms.values()))
+            shapes = plan.shapes()
+        mismatch = stored.mismatch(shapes)
+        if mismatch:
+            raise AdapterError(f"the weights in {source} do not fit this {type(model).__name__}: {mismatch}")
+        if not known:  # only now: what it takes in memory is there on disk
+            adapter = make_adapter(plan, empty=True)
+            _refuse_managed(model, adapter.parameters().values())
+        tensors = {name: stored.tensor(name).to(place.dtype) for name, place in adapter.tensors().items()}
+    broken = _not_finite(tensors)
+    if broken:
+        raise AdapterError(f"the weights in {source} are of no use: {broken}")
+
+    for name, place in adapter.tensors().items():
+        place.copy_(shard_like(tensors[name], place))
+    if not known:
+        add_adapter(model, adapter_name, adapter)
+    elif adapter_name != record.active:
+        record.switch(adapter_name)
+    return model
+
+
+def _config(description: dict[str, Any], source: str | os.PathLike) -> RosaConfig:
+    version = description.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise AdapterError(
+            f"the adapter in {source} has format version {version!r}, this RoSA reads {FORMAT_VERSION}: "
+            "load it with the version of RoSA that wrote it, or a newer one"
+        )
+    try:
+        return RosaConfig(**description["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise AdapterError(f"the adapter in {source} has an unusable configuration: {error}") from error
+
+
+def _check_base(model: nn.Module, description: dict[str, Any], source: str | os.PathLike) -> None:
+    here, base = describe_base(model), description["base"]
+    missing = here.keys() - base.keys()
+    if missing:
+        raise AdapterError(f"the adapter in {source} does not say {', '.join(sorted(missing))} of its base")
+    theirs = description.get("base_model_name_or_path") or "its base"
+    differences = [
+        f"{field} is {here.get(field)} in this {type(model).__name__}, {expected} in {theirs}"
+        for field, expected in base.items()
+        if here.get(field) != expected
+    ]
+    if differences:
+        text = " ".join("; ".join(differences).split())  # whatever the file holds
+        raise AdapterError(f"the adapter in {source} was made for another base: {text}")
+
+
+def _refuse_managed(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    if any(map(is_managed, parameters)):
+        raise ValueError(
+            f"DeepSpeed keeps the parameters of this {type(model).__name__} already, and would not see other values: "
+            "load the adapter before deepspeed.initialize, and not under ZeRO-3's Init"
+        )
+
+
+def _not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """The first tensor with a value that is not finite, in words."""
+    return next((f"{name} holds values that are not finite" for name, t in tensors.items() if not _finite(t)), None)
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())

@@ -1,0 +1,121 @@
+"""Base models and their tokenizers, from a folder or from the hub; what is wrong with one is told by name."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+
+from rosa.adapters.folder import has_adapter
+from rosa.storage.parsing import parse_object
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_model(name: str | os.PathLike, dtype: str = "auto") -> PreTrainedModel:
+    """A causal language model.
+
+    Args:
+        name (str or path): folder or Hub name.
+        dtype (str): of its parameters; "auto" as they were saved.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: a file in it is missing or damaged, no causal language model can be made of it, or it was saved
+            while RoSA's adapter was in it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    _refuse_patched(Path(name))
+    with _faults_told(name, "model"):
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+
+
+def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
+
+    Args:
+        name (str or path): folder or Hub name of the model.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: a file in it is missing or damaged.
+    """
+    from transformers import AutoTokenizer
+
+    with _faults_told(name, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    files, folder = set(tokenizer.vocab_files_names.values()), Path(name)
+    # transformers makes an empty one where there are no files.
+    if folder.is_dir() and files and not any((folder / file).is_file() for file in {*files, "tokenizer.json"}):
+        raise ValueError(f"{name} holds no tokenizer: there is none of {', '.join(sorted(files))}")
+    return tokenizer
+
+
+def _refuse_patched(folder: Path) -> None:
+    """Refuses what `save_pretrained` made of patched models before it saved their adapters: transformers would load it
+    without RoAE, but with the norms that were trained."""
+    for path in sorted(folder.glob("model*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                patched = any(".roae." in name for name in file.keys())  # noqa: SIM118
+        except (SafetensorError, OSError):
+            continue  # told of when it is loaded
+        if patched:
+            raise ValueError(
+                f"{folder} was written by save_pretrained of a model that RoSA had patched ({path.name}): its norms "
+                "are tuned. Load the base itself, and the adapter from a folder that rosa.save_adapter wrote"
+            )
+
+
+@contextmanager
+def _faults_told(name: str | os.PathLike, what: str) -> Iterator[None]:
+    folder = Path(name)
+    looks_like_a_path = os.fspath(name).startswith((".", "/", "~")) or os.fspath(name).count("/") > 1
+    if looks_like_a_path and not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {name} to load a {what} from")
+    if has_adapter(folder):  # which transformers would load on top of whatever base it names
+        raise ValueError(
+            f"{name} holds an adapter: give the model that it was made for, and this folder as the adapter"
+        )
+    try:
+        yield
+    except Exception as error:
+        damage = _damage(folder) if folder.is_dir() else None
+        if damage is not None:
+            raise ValueError(f"the {what} in {name} cannot be loaded: {damage}") from error
+        if isinstance(error, (OSError, ValueError)):
+            raise ValueError(f"no {what} can be loaded from {name}: {error}") from error
+        raise
+
+
+def _damage(folder: Path) -> str | None:
+    """The first file of a model's folder that cannot be read, and why."""
+    for path in sorted(folder.iterdir()):
+        reason = _unreadable(path)
+        if reason is not None:
+            return f"{path.name} {reason}"
+    return None
+
+
+def _unreadable(path: Path) -> str | None:
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt"):
+                return None
+        except (SafetensorError, OSError) as error:
+            return f"is truncated or no safetensors file ({error})"
+    if path.suffix == ".bin" and not zipfile.is_zipfile(path):
+        return "is truncated or no file of PyTorch's"
+    if path.suffix == ".json":
+        try:
+            parse_object(path.read_bytes())
+        except (ValueError, OSError) as error:
+            return f"is damaged: {error}"
+    return None

@@ -1,0 +1,273 @@
+"""What RoSA did to a model: its adapters, which of them is attached, and what it takes to undo it all.
+
+Only the active adapter stands in the model. The others rest in the record, which is no module: neither the model's
+parameters nor its state dict hold them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from rosa.adapters.config import RosaConfig
+from rosa.adapters.save_pretrained import save_pretrained_saves_adapters
+from rosa.models.rotary import attach, serve_adapters
+from rosa.models.sharding import check_not_sharded
+
+ADAPTER_NAME = "roae"
+PART_OF = "_rosa_part_of"  # on every adapted attention module, the name of the patched model's class: copies keep it
+
+
+class NormWeight(NamedTuple):
+    """What the weight of a norm holds: for the base, and for every adapter that trains it."""
+
+    data: Tensor
+    grad: Tensor | None
+    requires_grad: bool
+
+
+@dataclass
+class Adapter:
+    """One adapter of a model.
+
+    Its modules, and the Parameters of the norms, are the same objects as long as it lives: an optimizer that holds them
+    stays valid while other adapters are switched in.
+    """
+
+    config: RosaConfig
+    base: dict[str, int | str | bool]  # the shape of the model that it was made for
+    attentions: dict[str, nn.Module]  # by full name
+    modules: dict[str, nn.Module]  # their rotary adapters, by the names of the attention modules
+    norms: dict[str, nn.Module]  # that it trains, by the full names of their weights
+    weights: dict[str, NormWeight]  # of these norms: the base's while it is attached, its own while it is not
+    attached: bool = False
+    hooks: list[RemovableHandle] = field(default_factory=list)  # on the norms that it widens
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What it trains, by full name. While it is not attached, the norms hold other values than its own."""
+        return self._own() | {name: norm.weight for name, norm in self.norms.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it has learned, by full name, attached or not."""
+        norms = self.parameters() if self.attached else {name: weight.data for name, weight in self.weights.items()}
+        return {name: tensor.detach() for name, tensor in (norms | self._own()).items()}
+
+    def move(self) -> None:
+        """Moves its modules to the devices of the attention modules."""
+        for name, attention in self.attentions.items():
+            device = next(attention.parameters()).device
+            if device.type != "meta":
+                self.modules[name].to(device)
+
+    def attach(self) -> None:
+        """Puts its modules and its norm weights into the model."""
+        self._add_modules()
+        self._exchange({n: w._replace(data=_widened(self.norms[n], w.data)) for n, w in self.weights.items()})
+        widened = [norm for name, norm in self.norms.items() if norm.weight.dtype != self.weights[name].data.dtype]
+        self.hooks = [norm.register_forward_hook(_keep_dtype) for norm in widened]
+
+    def detach(self) -> None:
+        """Takes them out again."""
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks = []
+        self._exchange({n: w._replace(data=self._as_the_model(n, w.data)) for n, w in self.weights.items()})
+        self._remove_modules()
+
+    @contextmanager
+    def silenced(self) -> Iterator[None]:
+        """Takes it out for the time of the block. The norms keep their dtype, and so what DDP holds on to in them."""
+        base = self.weights
+        self._exchange({n: w._replace(data=w.data.to(self.norms[n].weight.dtype)) for n, w in base.items()})
+        self._remove_modules()
+        try:
+            yield
+        finally:
+            self._add_modules()
+            self._exchange(self.weights)
+            self.weights = base
+
+    def check_base_known(self) -> None:
+        """Raises ValueError where the values that the norms had before are not known."""
+        for name, norm in self.norms.items():
+            if self.weights[name].data.is_meta and not norm.weight.is_meta:
+                raise ValueError(
+                    f"{name} had no value when the model was patched, on the meta device, so there is no base to "
+                    "switch to: load the base's weights before rosa.patch, or use train_norms=False"
+                )
+
+    def _as_the_model(self, name: str, base: Tensor) -> Tensor:
+        """The weight of the base's norm, in the dtype that the model was cast to since the adapter was attached."""
+        norm = self.norms[name]
+        cast = norm.weight.dtype != _trained_dtype(norm, base.dtype, self.config.torch_dtype)
+        return base.to(norm.weight.dtype) if cast else base
+
+    def _own(self) -> dict[str, nn.Parameter]:
+        return {
+            f"{name}.{ADAPTER_NAME}.{weight}": parameter
+            for name, module in self.modules.items()
+            for weight, parameter in module.named_parameters()
+        }
+
+    def _add_modules(self) -> None:
+        for name, attention in self.attentions.items():
+            attention.add_module(ADAPTER_NAME, self.modules[name].train(attention.training))
+        self.attached = True
+
+    def _remove_modules(self) -> None:
+        for attention in self.attentions.values():
+            delattr(attention, ADAPTER_NAME)
+        self.attached = False
+
+    def _exchange(self, incoming: dict[str, NormWeight]) -> None:
+        self.weights = {name: _exchange(norm.weight, incoming[name]) for name, norm in self.norms.items()}
+
+
+@dataclass
+class Patch:
+    """What `patch` did to a model, kept on it as `_rosa`."""
+
+    owner: str  # the name of the model's class
+    requires_grad: dict[str, bool]  # of every parameter, before
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    active: str | None = None  # None until the first adapter is in
+    attentions: dict[str, nn.Module] = field(default_factory=dict)  # all that an adapter was made for, by full name
+    hooks: list[RemovableHandle] = field(default_factory=list)  # on these
+
+    @property
+    def active_adapter(self) -> Adapter:
+        return self.adapters[self.active]
+
+    def adapter(self, name: str | None) -> Adapter:
+        """The adapter of this name, or the active one.
+
+        Raises:
+            KeyError: there is none.
+        """
+        if name is None:
+            return self.active_adapter
+        if name not in self.adapters:
+            raise KeyError(f"this model has no adapter {name!r}; it has {', '.join(self.adapters)}")
+        return self.adapters[name]
+
+    def add(self, name: str, adapter: Adapter) -> None:
+        """Adds an adapter and switches it in."""
+        self.adapters[name] = adapter
+        self.switch(name)
+        new = {key: attention for key, attention in adapter.attentions.items() if key not in self.attentions}
+        for key, attention in new.items():
+            self.hooks += attach(attention, ADAPTER_NAME, adapter.modules[key])
+        self.attentions |= new
+        for attention in new.values():
+            setattr(attention, PART_OF, self.owner)
+        if new:  # torch.compile does not look again for hooks of a module that it made a graph of
+            torch.compiler.reset()
+
+    def switch(self, name: str) -> None:
+        """Takes the active adapter out and puts another one in."""
+        self.adapters[name].move()
+        if self.active is not None:
+            self.active_adapter.detach()
+        self.active = name
+        self.active_adapter.attach()
+
+    def check_switchable(self, model: nn.Module) -> None:
+        """Raises ValueError where the active adapter cannot be switched."""
+        self.check_enabled()
+        check_not_sharded(model)
+        self.active_adapter.check_base_known()
+
+    def check_enabled(self) -> None:
+        """Raises ValueError inside `rosa.disabled`."""
+        if not self.active_adapter.attached:
+            raise ValueError("the adapters of this model cannot be changed inside `with rosa.disabled(model)`")
+
+    def remove(self) -> None:
+        """Takes the active adapter out, and all hooks and marks."""
+        self.active_adapter.detach()
+        for hook in self.hooks:
+            hook.remove()
+        for attention in self.attentions.values():
+            delattr(attention, PART_OF)
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        save_pretrained_saves_adapters()  # a process that unpickles a model may not have patched one yet
+        for attention in self.attentions.values():
+            serve_adapters(type(attention))
+
+
+def is_patched(model: nn.Module) -> bool:
+    """Whether the model, a model that it wraps, or one that it is part of, carries RoSA."""
+    return any("_rosa" in module.__dict__ or PART_OF in module.__dict__ for module in model.modules())
+
+
+def patched(model: nn.Module) -> tuple[nn.Module, Patch]:
+    """The patched model, which may stand inside wrappers such as DDP, and its record.
+
+    Raises:
+        ValueError: the model is not patched, or is only part of one that is, such as its trunk.
+    """
+    for module in model.modules():
+        if "_rosa" in module.__dict__:
+            return module, module._rosa
+    owner = next((module.__dict__[PART_OF] for module in model.modules() if PART_OF in module.__dict__), None)
+    if owner is not None:
+        raise ValueError(
+            f"this {type(model).__name__} has layers of a {owner} that rosa.patch has patched: call it with that "
+            f"{owner}, or rosa.unpatch that first"
+        )
+    raise ValueError(f"this {type(model).__name__} is not patched; call rosa.patch(model) first")
+
+
+def trained_weight(norm: nn.Module, base: Tensor, dtype: torch.dtype) -> NormWeight:
+    """A norm's weight as an adapter begins to train it: the base's value, in the adapter's dtype if that is wider.
+
+    In bfloat16 a step of 1e-3 on a weight of 1 rounds to none. The norm's output keeps the input's dtype, so the model
+    computes what it did.
+
+    Raises:
+        ValueError: ZeRO-3 has partitioned the norm in a narrower dtype.
+    """
+    wide = _trained_dtype(norm, base.dtype, dtype)
+    if wide != base.dtype and hasattr(norm.weight, "ds_id"):
+        raise ValueError(
+            f"ZeRO-3 has partitioned the norms in {base.dtype} already, and trains parameters of one dtype only: use "
+            f'RosaConfig(adapter_dtype="{str(base.dtype).removeprefix("torch.")}"), of which ZeRO keeps a float32 copy'
+        )
+    return NormWeight(base.detach().to(wide, copy=True), None, True)
+
+
+def _trained_dtype(norm: nn.Module, base: torch.dtype, adapter: torch.dtype) -> torch.dtype:
+    widens = not isinstance(norm, nn.LayerNorm)  # whose kernels want input and weight alike
+    return torch.promote_types(base, adapter) if widens else base
+
+
+def _widened(norm: nn.Module, weight: Tensor) -> Tensor:
+    """An adapter's weight for a norm of the base, which may have another dtype than when the adapter was made."""
+    return weight.to(_trained_dtype(norm, norm.weight.dtype, weight.dtype))
+
+
+def _exchange(weight: nn.Parameter, incoming: NormWeight) -> NormWeight:
+    """Puts a value in and returns what was there.
+
+    By `.data` and not in place: backward through a graph from before still finds its values once they are back.
+    """
+    outgoing = NormWeight(weight.data, weight.grad, weight.requires_grad)
+    weight.grad = None
+    # A base on the meta device had no values: those that the model was given since stay.
+    data = weight.data.to(incoming.data.dtype) if incoming.data.is_meta else incoming.data.to(weight.device)
+    weight.data = data
+    weight.grad = None if incoming.grad is None else incoming.grad.to(weight.device)
+    weight.requires_grad_(incoming.requires_grad)
+    return outgoing
+
+
+def _keep_dtype(norm: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+    return output.to(args[0].dtype)

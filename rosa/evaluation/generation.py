@@ -1,0 +1,152 @@
+"""Greedy decoding of many prompts at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from rosa.training.data import prompt_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 256,
+    batch_size: int = 8,
+) -> list[str]:
+    """Continue each prompt greedily, until a token that ends a sequence or `max_new_tokens`.
+
+    Neither the tokenizer nor the model's training mode is changed.
+
+    Args:
+        model (PreTrainedModel): a causal language model.
+        tokenizer (PreTrainedTokenizerBase): its tokenizer.
+        prompts (sequence of str): the texts to continue, verbatim; see `rosa.training.data.prompt`.
+        max_new_tokens (int): most tokens to generate for a prompt.
+        batch_size (int): prompts decoded together; the answers do not depend on it.
+
+    Returns:
+        list of str: the new text alone, stripped, without special tokens; in the order of `prompts`.
+
+    Raises:
+        TypeError: `prompts` is one string.
+        ValueError: a number below 1, a prompt that is no text or has no token, or no token that could end an answer.
+    """
+    texts = answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    return [text for _, text in sorted(texts)]
+
+
+def answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 256,
+    batch_size: int = 8,
+) -> Iterator[tuple[int, str]]:
+    """The answers of `answer` as they come, a batch at a time, the shortest prompts first.
+
+    Args, Raises: those of `answer`.
+
+    Yields:
+        (int, str): the index of a prompt, and its answer.
+    """
+    if isinstance(prompts, str):
+        raise TypeError("prompts must be a sequence of strings, got one string")
+    check_options(max_new_tokens, batch_size)
+    for index, text in enumerate(prompts):
+        try:
+            check_text(text)
+        except ValueError as error:
+            raise ValueError(f"prompt {index}: {error}") from error
+    if not prompts:
+        return
+    rows = prompt_ids(prompts, tokenizer)
+    if not all(rows):
+        raise ValueError(f"prompt {rows.index([])} holds no token")
+    stop = stop_ids(model, tokenizer)
+    pad = stop[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    # Prompts of like length share a batch: less padding.
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        with evaluating(model):
+            new = _continue(model, [rows[index] for index in batch], max_new_tokens, stop, pad)
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        yield from zip(batch, (text.strip() for text in texts), strict=True)
+
+
+def _continue(
+    model: PreTrainedModel, rows: list[list[int]], max_new_tokens: int, stop: list[int], pad: int
+) -> torch.Tensor:
+    """Generate, without gradients, from a batch of token ids; returns the new ids, (rows, at most max_new_tokens)."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stop,
+        pad_token_id=pad,
+        use_cache=True,
+        # Greedy whatever generation_config asks for: a repetition penalty, for one, would count the padding.
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+    )
+    return output[:, width:]
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What ends an answer: the tokenizer's EOS, which training teaches, and those that the model came with.
+
+    Returns:
+        list of int: in ascending order.
+
+    Raises:
+        ValueError: there is none.
+    """
+    own = model.generation_config.eos_token_id
+    ids = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    if not ids:
+        raise ValueError(f"neither {type(tokenizer).__name__} nor the model has a token that ends a sequence")
+    return sorted(ids)
+
+
+def check_options(max_new_tokens: int, batch_size: int) -> None:
+    """Raises a ValueError if a number is below 1."""
+    if max_new_tokens < 1 or batch_size < 1:
+        raise ValueError(f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}")
+
+
+def check_text(text: str) -> None:
+    """Raises a ValueError if a string holds half of a surrogate pair, JSON's "\\udc80" say: no tokenizer takes it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise ValueError(f"character {error.start} is {half}, half of a surrogate pair, and no text") from error
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards every module's own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,1 @@
+"""Data, methods, trainers and the training job."""

@@ -1,0 +1,205 @@
+"""The training job behind `rosa train`: instruction data and a model in, an adapter out."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer import TRAINER_STATE_NAME
+
+from rosa.adapters.folder import has_adapter, refuse_model_folder, remove_adapter
+from rosa.adapters.pretrained import load_model, load_tokenizer
+from rosa.storage.locking import alone_in
+from rosa.training.data import load_rows, tokenize
+from rosa.training.finetune_arguments import FinetuneArguments
+from rosa.training.methods import ROSA, attach, callbacks, resumes, trainable
+from rosa.training.resuming import changes, checkpoints, fault, is_finished, last_checkpoint, made_with, unsaved_told
+from rosa.training.selective_trainer import SelectiveTrainer
+from rosa.training.trainer import RosaTrainer
+
+
+def finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrainer:
+    """Train an adapter and save it, with the tokenizer and the course of training, in `args.output_dir`.
+
+    An earlier adapter there goes, if `job.overwrite` says so, only when the data, the model and all settings have been
+    found valid and the first step is about to run. From then on no other process may train there.
+
+    Args:
+        job (FinetuneArguments): the model, the data, the method and what RoSA adds.
+        args (TrainingArguments): everything else about the run.
+
+    Returns:
+        SelectiveTrainer: with the trained model, and the log of the run.
+
+    Raises:
+        ValueError, OSError: the data, the model, the configuration or the state of the folder is at fault, or a package
+            is missing.
+        FloatingPointError: the loss or a parameter is no longer finite.
+        KeyboardInterrupt: as it came; its text says which checkpoint stands.
+    """
+    with _checkpoint_told(Path(args.output_dir)):
+        return _finetune(job, args)
+
+
+def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrainer:
+    output = Path(args.output_dir)
+    checkpoint = _starting_point(output, resume=job.resume, overwrite=job.overwrite)
+    if checkpoint is not None and not resumes(job.method):
+        raise ValueError(f"{job.method} cannot go on from {checkpoint}, which lacks its state: --overwrite starts anew")
+    config, settings = job.config, job.peft_settings
+    rows = load_rows(job.data)
+    train_rows, val_rows = _split(rows, job.val_size, args.seed)
+    tokenizer = load_tokenizer(job.model)
+    train_data, val_data = (_examples(rows, tokenizer, job) for rows in (train_rows, val_rows))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if args.dataloader_drop_last and len(train_data) < args.train_batch_size * args.world_size:
+        raise ValueError(
+            f"--dataloader_drop_last leaves nothing to train on: {len(train_data)} rows are less than a batch of "
+            f"{args.train_batch_size * args.world_size}"
+        )
+    made = made_with(job, args, rows) if args.should_save else None  # by one process: it reads the whole base
+    if job.resume and made is not None:
+        _tell_start(output, checkpoint, changes(checkpoint, made) if checkpoint else None)
+
+    set_seed(args.seed)  # before the adapter draws its first weights
+    model = attach(load_model(job.model), job.method, config=config, settings=settings)
+    trainer_class = RosaTrainer if job.method == ROSA else SelectiveTrainer
+    with ExitStack() as lock, _missing_packages_told():
+        trainer = trainer_class(
+            model,
+            args,
+            dls=job.layer_selection(args.seed),
+            norm_learning_rate=job.norm_learning_rate,
+            made_with=made,
+            train_dataset=train_data,
+            eval_dataset=val_data,
+            data_collator=DataCollatorForSeq2Seq(tokenizer),
+            processing_class=tokenizer,
+            callbacks=[*callbacks(job.method), _TakeOutput(job, checkpoint, lock)],
+        )
+        if trainer.is_world_process_zero():
+            number, total = trainable(model)
+            print(f"trainable params: {number:,} || all params: {total:,} || trainable%: {100 * number / total:.4f}")
+        set_seed(args.seed)  # methods have drawn different numbers by now; batches and dropout are to be the same
+        trainer.train(resume_from_checkpoint=checkpoint)
+        with unsaved_told(output, output):
+            trainer.save_model()
+            trainer.save_state()
+    if trainer.is_world_process_zero():
+        print(f"adapter saved in {output}")
+    return trainer
+
+
+def _examples(rows: list[dict], tokenizer: PreTrainedTokenizerBase, job: FinetuneArguments):
+    if not rows:
+        return None
+    return tokenize(rows, tokenizer, max_length=job.max_length, train_on_prompt=job.train_on_prompt)
+
+
+def _split(rows: list[dict], val_size: int, seed: int) -> tuple[list[dict], list[dict]]:
+    """The rows to train on and, drawn at random, the `val_size` rows to hold out."""
+    if not 0 <= val_size < len(rows):
+        raise ValueError(f"val_size must leave at least one of the {len(rows)} rows to train on, got {val_size}")
+    held_out = set(random.Random(seed).sample(range(len(rows)), val_size))
+    train = [row for index, row in enumerate(rows) if index not in held_out]
+    return train, [rows[index] for index in sorted(held_out)]
+
+
+def _starting_point(output: Path, *, resume: bool, overwrite: bool) -> str | None:
+    """The checkpoint to continue from, or None to start anew. Refuses to write over earlier work unasked, and into the
+    folder of a model."""
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is not a folder")
+    refuse_model_folder(output)
+    checkpoint = last_checkpoint(output) if resume else None
+    if resume and checkpoint is None and has_adapter(output):
+        raise ValueError(
+            f"{output} holds an adapter but no complete checkpoint to resume from; --overwrite starts anew"
+        )
+    finished = [path for path in checkpoints(output) if is_finished(path)]
+    if resume and checkpoint is None and finished:  # and not cut short by a kill, after which a job begins anew
+        raise ValueError(f"training cannot go on from {finished[-1]}: {fault(finished[-1])}; --overwrite starts anew")
+    found = (["an adapter"] if has_adapter(output) else []) + [folder.name for folder in checkpoints(output)]
+    if found and not (resume or overwrite):
+        raise ValueError(f"{output} already holds {', '.join(found)}: choose another, or pass --resume or --overwrite")
+    return checkpoint
+
+
+def _tell_start(output: Path, checkpoint: str | None, changed: str | None) -> None:
+    if checkpoint is None:
+        # The same command line serves a job's first start and its restarts, even before the first checkpoint.
+        print(f"no complete checkpoint in {output}: starting from the beginning")
+        return
+    print(f"resuming from {checkpoint}")
+    if changed is not None:
+        print(f"since then {changed}")
+
+
+class _TakeOutput(TrainerCallback):
+    """Takes the output folder for this process alone once all is ready to train, and deletes there what an earlier run
+    left, and nothing else: its log, which would pass for that of this run, and if it is to be overwritten its adapter
+    and checkpoints.
+
+    Args:
+        job (FinetuneArguments): whether to resume or to overwrite.
+        checkpoint (str or None): where training begins, as it was found before the folder was taken.
+        lock (ExitStack): keeps the folder until it is closed.
+    """
+
+    def __init__(self, job: FinetuneArguments, checkpoint: str | None, lock: ExitStack):
+        self.job, self.checkpoint, self.lock = job, checkpoint, lock
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if state.global_step > state.max_steps:
+            raise ValueError(f"{self.checkpoint} is past the {state.max_steps} steps that are asked for")
+        if not args.should_save:
+            return
+        output = Path(args.output_dir)
+        self.lock.enter_context(alone_in(output))
+        if _starting_point(output, resume=self.job.resume, overwrite=self.job.overwrite) != self.checkpoint:
+            raise ValueError(f"another process has trained in {output} since this one began: start it again")
+        if state.global_step == state.max_steps:
+            print(f"{self.checkpoint} has all {state.max_steps} steps: nothing is left to train")
+        (output / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        if self.job.overwrite:
+            remove_adapter(output)
+        for checkpoint in checkpoints(output) if self.job.overwrite else []:
+            shutil.rmtree(checkpoint)
+
+
+@contextmanager
+def _missing_packages_told() -> Iterator[None]:
+    """Those of a tracker (`--report_to`) or an optimizer (`--optim`), which transformers tells in several ways."""
+    try:
+        yield
+    except (ImportError, RuntimeError) as error:
+        of_ours = (getattr(error, "name", None) or "").startswith("rosa")
+        if of_ours or (isinstance(error, RuntimeError) and "to be installed" not in str(error)):
+            raise
+        raise ValueError(f"a package is missing: {error}") from error
+
+
+@contextmanager
+def _checkpoint_told(output: Path) -> Iterator[None]:
+    """Has an interrupted run say what is left of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stands = last_checkpoint(output)
+        text = "no checkpoint was saved yet" if stands is None else f"{stands} stands: --resume goes on from it"
+        raise KeyboardInterrupt(text) from None

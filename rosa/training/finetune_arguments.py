@@ -1,0 +1,231 @@
+"""What `rosa train` takes: options of RoSA and of transformers, from a YAML file and from the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from argparse import ArgumentError, Namespace
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+
+from rosa.adapters.config import ADAPTER_DTYPES, RosaConfig
+from rosa.storage.settings import as_arguments, check_keys, load_settings, mapping
+from rosa.training.methods import METHODS, ROSA
+
+# Where they differ from those of TrainingArguments: the paper's, and those of the command line.
+TRAINING_DEFAULTS = {
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,  # below 1: a share of all steps
+    "num_train_epochs": 3.0,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "logging_steps": 10.0,
+    "report_to": "none",
+}
+
+# Options of which a run could make nothing, or nothing but nan.
+_ABOVE_ZERO = (
+    "max_length", "learning_rate", "norm_learning_rate", "num_train_epochs", "per_device_train_batch_size",
+    "per_device_eval_batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps", "adam_epsilon",
+)  # fmt: skip
+_FROM_ZERO = ("weight_decay", "max_grad_norm", "warmup_steps", "eval_steps", "val_size")
+
+
+def _option(default: object, text: str):
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class FinetuneArguments:
+    """What `rosa train` takes beside transformers' TrainingArguments."""
+
+    _argument_group_name = "RoSA"
+
+    model: str = field(metadata={"help": "folder or Hub name of the base model"})
+    data: str = field(metadata={"help": ".json or .jsonl file with instruction, input, output; or a dataset's name"})
+    val_size: int = _option(0, "rows held out for evaluation (paper: 300)")
+    max_length: int = _option(2048, "tokens after which a row is cut off")
+    method: Literal[METHODS] = _option(ROSA, "RoSA, or a baseline of peft's with the paper's settings")
+    peft: str | None = _option(None, "JSON: settings of the baseline other than the paper's, as peft names them")
+    train_on_prompt: bool = _option(False, "learn the prompt too, not the response alone")
+    resume: bool = _option(False, "continue from the last complete checkpoint of --output, if there is one")
+    overwrite: bool = _option(False, "replace the adapter and the checkpoints in --output")
+
+    r_low: float = _option(RosaConfig.r_low, "share of the rotary pairs that is enhanced, from the lowest frequency")
+    alpha: float = _option(RosaConfig.alpha, "strength of the enhancement")
+    rank: int = _option(RosaConfig.rank, "inner size of the low-rank projections")
+    train_norms: bool = _option(RosaConfig.train_norms, "train the norms of the adapted layers")
+    norm_learning_rate: float | None = _option(None, "learning rate of the norms; default: --learning_rate")
+    layers: list[int] | None = field(default=None, metadata={"help": "indices of the decoder layers to adapt, from 0"})
+    adapter_dtype: Literal[ADAPTER_DTYPES] = _option(RosaConfig.adapter_dtype, "dtype of the adapter's parameters")
+
+    dls: bool | None = _option(None, "Dynamic Layer Selection; default: true for RoSA, false for the baselines")
+    dls_k_ratio: float = _option(0.5, "share of the layers that is selected")
+    dls_interval: int = _option(40, "steps from one selection to the next")
+    dls_warmup_steps: int = _option(0, "steps before the first selection")
+    dls_p_exploit: float = _option(0.8, "probability of taking the best layers instead of random ones")
+    dls_mode: Literal["skip", "mask"] = _option("skip", "freeze the other layers, or drop their gradients")
+    dls_seed: int | None = _option(None, "seed of the selection; default: --seed")
+
+    @property
+    def config(self) -> RosaConfig:
+        return RosaConfig(**{f.name: getattr(self, f.name) for f in fields(RosaConfig)})
+
+    @property
+    def peft_settings(self) -> dict[str, object]:
+        """What `peft` says.
+
+        Raises:
+            ValueError: it is no JSON object.
+        """
+        try:
+            return mapping(json.loads(self.peft or "{}"), "--peft")
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"--peft must be JSON, such as '{{\"r\": 8}}', got {self.peft}: {error}") from error
+
+    def layer_selection(self, seed: int) -> dict[str, object] | None:
+        """The keyword arguments of the layer selection in a run with this seed; None for no selection."""
+        if not _selects(self.method, self.dls):
+            return None
+        given = {name.removeprefix("dls_"): value for name, value in vars(self).items() if name.startswith("dls_")}
+        return given | {"seed": seed if self.dls_seed is None else self.dls_seed}
+
+
+class _Parser(HfArgumentParser):
+    """Raises where argparse would end the process: the arguments may be another file's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ArgumentError(None, message)
+
+
+def parse(argv: list[str]) -> tuple[FinetuneArguments, TrainingArguments]:
+    """Read the arguments of `rosa train`.
+
+    Args:
+        argv (list of str): the command line. `--config FILE` names a YAML file of the same options, which those on the
+            command line override: with another method there, what the file says to its own alone does not count.
+
+    Returns:
+        tuple: what RoSA takes, and what transformers takes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        argparse.ArgumentError, ValueError: an unknown option, one that is missing or that the method does not read, or
+            a value of the wrong kind.
+        SystemExit: `--help` was asked for.
+    """
+    parser = _parser()
+    config = _Parser(add_help=False, allow_abbrev=False)
+    config.add_argument("--config", type=Path)
+    found, rest = config.parse_known_args(argv)
+    settings = {} if found.config is None else _from_file(found.config)
+    given = vars(parser.parse_args(as_arguments(settings) + rest))
+    # A file may serve other methods than its own: what it says to that one alone is not for this one.
+    of_its_own = unread_options(given["method"], given["dls"]) - unread_options(
+        settings.get("method", ROSA), settings.get("dls")
+    )
+    left_out = sorted(settings.keys() & of_its_own)
+    if left_out:
+        warnings.warn(
+            f"{found.config} says {', '.join(left_out)} to its own method alone, not to {given['method']}", stacklevel=2
+        )
+    words = as_arguments({name: value for name, value in settings.items() if name not in left_out}) + rest
+    given = vars(parser.parse_args(words))
+    if given["output_dir"] is None:
+        parser.error("the following arguments are required: --output")
+    if given["resume_from_checkpoint"] is not None:
+        parser.error("--resume takes the place of --resume_from_checkpoint")
+    if given["save_only_model"] and given["resume"]:
+        parser.error("--resume needs what --save_only_model leaves out of checkpoints: leave out one of the two")
+    _check_read(parser, words, given)
+    _check_range(given)
+    del given["config"]  # read above
+    return parser.parse_dict(given | _automatic(given))
+
+
+def option_names() -> set[str]:
+    """The names of all options, as YAML files use them."""
+    return {action.option_strings[0].removeprefix("--") for action in _parser()._actions}
+
+
+def unread_options(method: str, dls: bool | None) -> set[str]:
+    """The names of the options that nothing reads in a run.
+
+    Args:
+        method (str): one of METHODS.
+        dls (bool or None): as the option of this name.
+    """
+    of_others = {"peft"} if method == ROSA else {f.name for f in fields(RosaConfig)}
+    of_selection = {f.name for f in fields(FinetuneArguments) if f.name.startswith("dls_")}
+    return of_others if _selects(method, dls) else of_others | of_selection
+
+
+def _selects(method: str, dls: bool | None) -> bool:
+    return method == ROSA if dls is None else dls
+
+
+def _check_read(parser: HfArgumentParser, words: list[str], given: dict) -> None:
+    """Refuses what was given to no effect, its default too."""
+    nothing = parser.parse_args(words, Namespace(**dict.fromkeys(given)))  # which keeps argparse from its defaults
+    unread = [n for n in unread_options(given["method"], given["dls"]) if getattr(nothing, n) is not None]
+    of_selection = sorted(name for name in unread if name.startswith("dls_"))
+    if of_selection:
+        parser.error(f"layer selection is off, and nothing else reads {', '.join(of_selection)}: give --dls true too")
+    if "peft" in unread:
+        parser.error("--peft holds the settings of a baseline, and the method is RoSA: give --method too")
+    if unread:
+        parser.error(
+            f"{', '.join(sorted(unread))}: RoSA's alone, and the method is {given['method']}, whose settings stand in "
+            "--peft, such as --peft '{\"r\": 4}'"
+        )
+
+
+def _check_range(given: dict) -> None:
+    for name in (*_ABOVE_ZERO, *_FROM_ZERO):
+        value, least = given[name], "above 0" if name in _ABOVE_ZERO else "from 0"
+        if value is not None and not (math.isfinite(value) and (value > 0 or (value == 0 and name in _FROM_ZERO))):
+            raise ValueError(f"{name} must be a number {least}, got {value}")
+    if given["max_steps"] == 0:
+        raise ValueError("max_steps must be above 0, or -1 for num_train_epochs to count, got 0")
+
+
+def _parser() -> HfArgumentParser:
+    parser = _Parser(
+        [FinetuneArguments, TrainingArguments],
+        prog="rosa train",
+        usage="rosa train [--config FILE] --model MODEL --data DATA --output FOLDER [options]",
+        description="Fine-tune a model with RoSA. Takes every field of transformers' TrainingArguments too.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, help="YAML file of these options; those on the command line count more")
+    parser.add_argument("--output", dest="output_dir", help="folder for the adapter, the tokenizer and the checkpoints")
+    # None: decided below, by what else was given.
+    automatic = ("output_dir", "bf16", "dataloader_pin_memory", "eval_strategy", "include_num_input_tokens_seen")
+    parser.set_defaults(**TRAINING_DEFAULTS, **dict.fromkeys(automatic))
+    return parser
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    settings = load_settings(file)
+    check_keys(settings, option_names() - {"config", "help"}, str(file))
+    return settings
+
+
+def _automatic(given: dict) -> dict:
+    """The training arguments that were left open, by what was given and what is there."""
+    gpu = torch.cuda.is_available() and not given["use_cpu"]
+    has_bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    choices = {
+        "bf16": has_bf16 and not given["fp16"],
+        "dataloader_pin_memory": gpu,
+        "eval_strategy": "epoch" if given["val_size"] else "no",
+        # Trainer then logs tokens per second. (HfArgumentParser takes this field for a boolean.)
+        "include_num_input_tokens_seen": "non_padding",
+    }
+    return {name: value for name, value in choices.items() if given[name] is None}

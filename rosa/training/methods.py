@@ -1,0 +1,181 @@
+"""The fine-tuning methods that RoSA is compared with, through peft, and adapters of either kind.
+
+The settings are those of the paper's baselines; what it does not name is peft's default.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import peft
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import TrainerCallback
+
+from rosa.adapters.config import RosaConfig
+from rosa.adapters.disk import load_adapter
+from rosa.adapters.folder import PEFT_CONFIG_NAME, WEIGHTS_NAME, is_peft, local_folder, read_description
+from rosa.adapters.parameters import count_parameters
+from rosa.adapters.patching import patch
+from rosa.adapters.record import is_patched
+from rosa.models.decoder import decoder_layers
+from rosa.storage.settings import check_keys
+
+ROSA = "rosa"
+
+
+class Baseline(NamedTuple):
+    """A method of peft's: its configuration, and the paper's settings for it."""
+
+    config: type[peft.PeftConfig]
+    settings: Mapping[str, Any]
+
+
+_LINEARS = {"target_modules": "all-linear"}  # of the decoder: peft leaves out the output layer
+
+BASELINES = {
+    "lora": Baseline(peft.LoraConfig, {"r": 16, "lora_alpha": 32, **_LINEARS}),
+    "dora": Baseline(peft.LoraConfig, {"r": 16, "lora_alpha": 32, "use_dora": True, **_LINEARS}),
+    "adalora": Baseline(peft.AdaLoraConfig, {"init_r": 32, "target_r": 16, **_LINEARS}),
+    "boft": Baseline(
+        peft.BOFTConfig,
+        {
+            "boft_block_size": 4,
+            "boft_n_butterfly_factor": 2,
+            "boft_dropout": 0.1,
+            "target_modules": ["q_proj", "v_proj"],
+        },
+    ),
+    "vera": Baseline(peft.VeraConfig, {"r": 16, **_LINEARS}),
+    "c3a": Baseline(peft.C3AConfig, {"block_size": 128, **_LINEARS}),
+    # BONE is MiSS in peft, and its block-affine form this initialisation.
+    "bone": Baseline(peft.MissConfig, {"r": 16, "init_weights": "bat", **_LINEARS}),
+    "ln_tuning": Baseline(peft.LNTuningConfig, {}),
+}
+METHODS = (ROSA, *BASELINES)
+
+
+def attach(
+    model: nn.Module, method: str, *, config: RosaConfig | None = None, settings: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """Make a model trainable by one method, everything else of it frozen.
+
+    Args:
+        model (nn.Module): a causal language model; it may stand on the meta device.
+        method (str): one of METHODS.
+        config (RosaConfig, optional): RoSA's settings; None takes the paper's.
+        settings (mapping, optional): arguments of a baseline's configuration in peft, in place of the paper's.
+
+    Returns:
+        nn.Module: the patched model itself, or peft's wrapper of it.
+
+    Raises:
+        ValueError: an unknown method or setting, or a method that does not fit the model.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
+    if method == ROSA:
+        if settings:
+            raise ValueError(f"settings of peft were given for RoSA: {dict(settings)}")
+        return patch(model, config)
+    baseline = BASELINES[method]
+    check_keys(settings or {}, [field.name for field in fields(baseline.config)], f"settings of {method}")
+    merged = {"task_type": "CAUSAL_LM", **baseline.settings, **(settings or {})}
+    if method == "ln_tuning":
+        merged.setdefault("target_modules", norm_names(model))
+    if method == "adalora":
+        merged.setdefault("total_step", 1)  # AllocateRanks sets it when training begins
+    try:
+        return peft.get_peft_model(model, baseline.config(**merged))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{method} does not fit {type(model).__name__} with {merged}: {error}") from error
+
+
+def load_trained(model: nn.Module, source: str | os.PathLike) -> nn.Module:
+    """Load an adapter of RoSA's or of peft's into a model.
+
+    Args:
+        model (nn.Module): a model of the adapter's base.
+        source (path or str): a folder, or a repository of the Hugging Face hub ("user/name").
+
+    Returns:
+        nn.Module: the model with the adapter; peft's is wrapped.
+
+    Raises:
+        FileNotFoundError: the folder or a file in it is missing.
+        ValueError: the adapter is damaged or does not fit the model.
+    """
+    folder = local_folder(source)
+    if not is_peft(folder):
+        return load_adapter(model, folder)
+    if "peft_type" not in read_description(folder):
+        raise ValueError(f"{folder / PEFT_CONFIG_NAME} is damaged: it names no peft_type")
+    try:
+        config = peft.PeftConfig.from_pretrained(folder)
+    except Exception as error:  # peft checks little, and trips over what it finds
+        raise ValueError(
+            f"{folder / PEFT_CONFIG_NAME} is no configuration of this peft ({peft.__version__}): "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    try:
+        with safe_open(folder / WEIGHTS_NAME, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS_NAME} is truncated or no safetensors file: {error}") from error
+    try:
+        return peft.PeftModel.from_pretrained(model, folder, config=config)
+    except Exception as error:
+        raise ValueError(
+            f"the adapter in {source} does not fit {type(model).__name__}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def trainable(model: nn.Module) -> tuple[int, int]:
+    """How many parameters train, and how many the model has in all, the adapter included.
+
+    Quantised weights of a base count as the values they stand for.
+    """
+    if is_patched(model):
+        return count_parameters(model)[:2]
+    return model.get_nb_trainable_parameters()
+
+
+def norm_names(model: nn.Module) -> list[str]:
+    """The norms that LN tuning trains: those of the decoder layers, and the last one."""
+    layers = decoder_layers(model)
+    within = [name for layer in layers for name in layer.norms]
+    kinds = {type(norm) for layer in layers for norm in layer.norms.values()}
+    stack = layers[0].name.rpartition(".")[0].rpartition(".")[0]
+    beside = [name for name, child in model.get_submodule(stack).named_children() if type(child) in kinds]
+    return [*within, *(f"{stack}.{name}".lstrip(".") for name in beside)]
+
+
+class AllocateRanks(TrainerCallback):
+    """AdaLoRA's ranks fall during training: peft wants to know the number of steps, and each step when it is done."""
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        model.peft_config["default"].total_step = state.max_steps
+        model.base_model.rankallocator.set_total_step(state.max_steps)
+
+    def on_optimizer_step(self, args, state, control, model, **kwargs):
+        model.base_model.update_and_allocate(state.global_step + 1)
+
+    def on_save(self, args, state, control, model, **kwargs):
+        # peft cuts the model to the ranks in its configuration before it loads a checkpoint, which has its own.
+        if args.load_best_model_at_end and state.global_step >= state.max_steps:
+            best = peft.PeftConfig.from_pretrained(state.best_model_checkpoint)
+            model.peft_config["default"].rank_pattern = best.rank_pattern
+
+
+def resumes(method: str) -> bool:
+    """Whether training can go on from a checkpoint. peft keeps neither the ranks that AdaLoRA has cut off, which may
+    return, nor the importance that it has measured."""
+    return method != "adalora"
+
+
+def callbacks(method: str) -> list[TrainerCallback]:
+    """What the Trainer has to call for a method while it trains."""
+    return [AllocateRanks()] if method == "adalora" else []

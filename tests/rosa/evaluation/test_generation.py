@@ -1,0 +1,116 @@
+"""Greedy answers: right, in order, independent of the batch, and without a trace on model or tokenizer."""
+
+import pytest
+import torch
+
+from rosa.evaluation.generation import answer
+from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
+
+PROMPTS = ["one two three four five six seven", "one", "two one", "three three three three", "seven six five"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer(PROMPTS, vocab_size=300)
+
+
+@pytest.fixture
+def model(tokenizer):
+    # Wide weights keep the two best tokens apart, so that rounding cannot decide.
+    return tiny_model(len(tokenizer), initializer_range=0.3)
+
+
+def greedy(model, tokenizer, text, tokens):
+    """The same by hand: one prompt, no padding, no cache, argmax."""
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    start = ids.shape[1]
+    with torch.no_grad():
+        for _ in range(tokens):
+            ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
+    return tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_answers_are_greedy_decoding_whatever_the_batch(model, tokenizer, batch_size):
+    expected = [greedy(model, tokenizer, text, 12) for text in PROMPTS]
+    assert len(set(expected)) == len(expected) and all(expected)
+    assert answer(model, tokenizer, PROMPTS, max_new_tokens=12, batch_size=batch_size) == expected
+
+
+def test_generation_config_of_the_model_does_not_disturb_greedy_decoding(model, tokenizer):
+    expected = answer(model, tokenizer, PROMPTS, max_new_tokens=12)
+    model.generation_config.update(do_sample=True, temperature=5.0, top_k=3, repetition_penalty=1.8, num_beams=3)
+    assert answer(model, tokenizer, PROMPTS, max_new_tokens=12) == expected
+
+
+def test_answer_ends_at_the_tokens_that_end_a_sequence(model, tokenizer):
+    ids = tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
+    new = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :].tolist()
+    first = new.index(new[5])
+    model.generation_config.eos_token_id = [new[5]]
+    texts = answer(model, tokenizer, PROMPTS, max_new_tokens=12, batch_size=3)
+    assert texts[0] == tokenizer.decode(new[: first + 1]).strip()
+    assert texts == answer(model, tokenizer, PROMPTS, max_new_tokens=12, batch_size=1)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_tokenizer_is_left_as_it_was(model, tokenizer, side):
+    tokenizer.padding_side = side
+    answer(model, tokenizer, PROMPTS, max_new_tokens=2)
+    assert tokenizer.padding_side == side
+
+
+def test_tokenizer_needs_no_pad_token(model, tokenizer):
+    bare = tiny_tokenizer(PROMPTS, vocab_size=300, pad=False)
+    assert bare.pad_token is None
+    assert answer(model, bare, PROMPTS, max_new_tokens=6) == answer(model, tokenizer, PROMPTS, max_new_tokens=6)
+    assert bare.pad_token is None
+
+
+def test_training_modes_are_restored_module_by_module(model, tokenizer):
+    model.train()
+    model.model.layers[0].eval()
+    before = [module.training for module in model.modules()]
+    answer(model, tokenizer, PROMPTS, max_new_tokens=2)
+    assert [module.training for module in model.modules()] == before
+
+
+def test_training_modes_are_restored_after_a_failure(model, tokenizer, monkeypatch):
+    def fail(**_):
+        raise RuntimeError("out of memory")
+
+    model.train()
+    monkeypatch.setattr(model, "generate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        answer(model, tokenizer, PROMPTS)
+    assert all(module.training for module in model.modules())
+
+
+def test_model_still_trains_after_answering(model, tokenizer):
+    answer(model, tokenizer, PROMPTS, max_new_tokens=2)
+    ids = tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
+    model(ids, labels=ids).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_no_prompts_no_answers(model, tokenizer):
+    assert answer(model, tokenizer, []) == []
+
+
+def test_one_string_is_not_a_list_of_prompts(model, tokenizer):
+    with pytest.raises(TypeError, match="sequence of strings, got one string"):
+        answer(model, tokenizer, "one")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        (["one", ""], {}, "prompt 1 holds no token"),
+        (["one", "two \udc80"], {}, r"prompt 1: character 4 is '\\udc80', half of a surrogate pair, and no text"),
+        (["one"], {"max_new_tokens": 0}, "at least 1, got 0 and 8"),
+        (["one"], {"batch_size": 0}, "at least 1, got 256 and 0"),
+    ],
+)
+def test_bad_arguments_are_named(model, tokenizer, prompts, options, message):
+    with pytest.raises(ValueError, match=message):
+        answer(model, tokenizer, prompts, **options)

@@ -1,0 +1,240 @@
+"""The baselines of peft: their settings, training through `rosa train`, and adapters of either kind."""
+
+import json
+import os
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
+
+import rosa
+from rosa.cli import main
+from rosa.storage.settings import as_arguments
+from rosa.training.methods import BASELINES, METHODS, attach, load_trained, norm_names, trainable
+from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
+
+# What fits a model of hidden size 64.
+SMALL = {"c3a": {"block_size": 16}, "adalora": {"init_r": 4, "target_r": 2}, "boft": {"boft_n_butterfly_factor": 1}}
+ROWS = [{"instruction": f"Add {i} and {i}.", "output": str(2 * i)} for i in range(24)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment():
+    """The reference backend, since Triton's interpreter has tests of its own; and afterwards the environment as it was:
+    peft leaves CC and CXX behind where it cannot compile BOFT's extension."""
+    before = dict(os.environ)
+    os.environ["ROSA_BACKEND"] = "reference"
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = tiny_tokenizer([row["instruction"] + row["output"] for row in ROWS], vocab_size=300)
+    tiny_model(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "rows.json").write_text(json.dumps(ROWS))
+    return folder
+
+
+def arguments(base, output, method, *more):
+    settings = ["--peft", json.dumps(SMALL[method])] if method in SMALL else []
+    files = ["--model", str(base), "--data", str(base / "rows.json"), "--output", str(output)]
+    options = {"max_steps": 6, "val_size": 4, "eval_strategy": "steps", "eval_steps": 3, "save_steps": 3}
+    best = ["--load_best_model_at_end", "true", "--learning_rate", "0.01"]
+    selection = ["--dls-interval", "2"] if method == "rosa" or "--dls" in more else []
+    return ["train", *files, "--method", method, *settings, *as_arguments(options), *best, *selection, *more]
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(torch.arange(12)[None]).logits
+
+
+def load(base):
+    return AutoModelForCausalLM.from_pretrained(base)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_its_adapter_loads(base, tmp_path, method):
+    main(arguments(base, tmp_path, method))
+    before, after = logits(load(base)), logits(load_trained(load(base), tmp_path))
+    assert not torch.allclose(before, after, atol=1e-5)
+    best = json.loads((tmp_path / "trainer_state.json").read_text())["best_model_checkpoint"]
+    torch.testing.assert_close(logits(load_trained(load(base), best)), after)
+
+
+def test_a_resumed_run_ends_as_one_that_did_not_stop(base, tmp_path):
+    main(arguments(base, tmp_path / "whole", "lora"))
+    main(arguments(base, tmp_path / "parts", "lora"))
+    (tmp_path / "parts" / "adapter_config.json").unlink()
+    for part in (tmp_path / "parts").glob("checkpoint-6/trainer_state.json"):
+        part.unlink()  # as if killed while writing it
+    main(arguments(base, tmp_path / "parts", "lora", "--resume"))
+    whole, parts = (logits(load_trained(load(base), tmp_path / name)) for name in ("whole", "parts"))
+    torch.testing.assert_close(whole, parts)
+
+
+def test_adalora_says_that_it_cannot_resume(base, tmp_path, capsys):
+    main(arguments(base, tmp_path, "adalora"))
+    with pytest.raises(SystemExit):
+        main(arguments(base, tmp_path, "adalora", "--resume"))
+    assert "adalora cannot go on from" in capsys.readouterr().err
+
+
+def test_adaloras_best_checkpoint_loads_though_it_is_not_the_last(base, tmp_path):
+    # The first of two checkpoints has the higher loss.
+    main(arguments(base, tmp_path, "adalora", "--metric_for_best_model", "eval_loss", "--greater_is_better", "true"))
+    best = json.loads((tmp_path / "trainer_state.json").read_text())["best_model_checkpoint"]
+    assert best.endswith("checkpoint-3")
+    first, final = (logits(load_trained(load(base), folder)) for folder in (best, tmp_path))
+    torch.testing.assert_close(first, final)
+
+
+def test_lora_under_layer_selection_trains_the_selected_layers_alone(base, tmp_path):
+    settings = json.dumps({"target_modules": ["q_proj", "k_proj"], "r": 4})
+    main(arguments(base, tmp_path, "lora", "--peft", settings, "--dls", "true", "--dls-p-exploit", "1"))
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert sum("dls/layers" in entry for entry in log) == 3
+    names = [name for name, _ in load_trained(load(base), tmp_path).named_parameters() if "lora_" in name]
+    assert names and all("q_proj" in name or "k_proj" in name for name in names)
+
+
+def test_adalora_ends_with_the_ranks_that_it_aims_at(base, tmp_path):
+    main(arguments(base, tmp_path, "adalora", "--load_best_model_at_end", "false"))
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    ranks = [sum(kept) for kept in config["rank_pattern"].values()]
+    assert sum(ranks) <= 2 * len(ranks) < 4 * len(ranks)
+    assert config["total_step"] == 6
+
+
+def test_the_papers_settings_reach_peft():
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(Qwen2Config(num_hidden_layers=2))
+    configs = {name: attach_config(name, model) for name in BASELINES if name != "ln_tuning"}
+    assert {
+        name: config.r for name, config in configs.items() if name in ("lora", "dora", "vera", "bone")
+    } == dict.fromkeys(("lora", "dora", "vera", "bone"), 16)
+    assert (configs["adalora"].init_r, configs["adalora"].target_r) == (32, 16)
+    assert (configs["boft"].boft_block_size, configs["boft"].boft_dropout) == (4, 0.1)
+    assert set(configs["boft"].target_modules) == {"q_proj", "v_proj"}
+    assert configs["c3a"].block_size == 128
+    assert configs["bone"].init_weights == "bat"
+    assert configs["dora"].use_dora and not configs["lora"].use_dora
+
+
+def attach_config(name, model):
+    config, settings = BASELINES[name]
+    return config(**settings, **({"total_step": 1} if name == "adalora" else {}))
+
+
+def test_lora_adapts_every_linear_layer_of_the_decoder_but_not_the_head(make_model):
+    model = attach(make_model(), "lora")
+    adapted = {name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, peft.tuners.lora.Linear)}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_ln_tuning_trains_the_norms_of_the_layers_and_the_last_one(family, make_model):
+    model = make_model(family)
+    names = norm_names(model)
+    assert "model.norm" in names and "model.layers.0.input_layernorm" in names
+    assert not any("q_norm" in name or "k_norm" in name for name in names)
+    weights = sum(model.get_submodule(name).weight.numel() for name in names)
+    assert trainable(attach(model, "ln_tuning"))[0] == weights
+
+
+@pytest.mark.parametrize(
+    "method, settings, message",
+    [
+        ("loara", {}, "unknown method 'loara'"),
+        ("lora", {"rank": 4}, "unknown key rank"),
+        ("lora", {"target_modules": ["qq_proj"]}, "lora does not fit Qwen2ForCausalLM"),
+        ("c3a", {}, "c3a does not fit Qwen2ForCausalLM"),
+        ("rosa", {"r": 4}, "settings of peft were given for RoSA"),
+    ],
+)
+def test_what_does_not_fit_is_refused(method, settings, message):
+    with pytest.raises(ValueError, match=message):
+        attach(tiny_model(300), method, settings=settings)
+
+
+def test_rosa_does_not_fit_a_model_without_rotation():
+    with pytest.raises(rosa.UnsupportedModelError):
+        attach(AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=50)), "rosa")
+
+
+def test_an_adapter_of_another_base_is_refused(base, tmp_path, make_model):
+    attach(load(base), "lora").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="does not fit"):
+        load_trained(make_model(), tmp_path)
+
+
+@pytest.fixture
+def of_peft(base, tmp_path):
+    attach(load(base), "lora").save_pretrained(tmp_path / "lora")
+    return tmp_path / "lora"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"5",
+        b"null",
+        b"true",
+        b"{}",
+        b"",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"peft_type": "NONE"}',
+        b'{"peft_type": 5}',
+    ],
+    ids=range(9),
+)
+def test_a_damaged_configuration_of_pefts_is_named(base, of_peft, content):
+    (of_peft / "adapter_config.json").write_bytes(content)
+    model = load(base)
+    with pytest.raises(ValueError, match=r"lora/adapter_config.json is (damaged|no configuration of this peft)"):
+        load_trained(model, of_peft)
+    assert not any("lora_" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("change", [{"r": "four"}, {"target_modules": 5}, {"r": -1}, {"lora_alpha": None}], ids=str)
+def test_a_configuration_of_pefts_that_peft_trips_over_is_named(base, of_peft, change):
+    config = json.loads((of_peft / "adapter_config.json").read_text())
+    (of_peft / "adapter_config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=f"{of_peft}"):
+        load_trained(load(base), of_peft)
+
+
+@pytest.mark.parametrize("length", [0, 7, 1000, -1])
+def test_damaged_weights_of_pefts_are_named(base, of_peft, length):
+    file = of_peft / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:length])
+    model = load(base)
+    with pytest.raises(ValueError, match="lora/adapter_model.safetensors is truncated or no safetensors file"):
+        load_trained(model, of_peft)
+    assert not any("lora_" in name for name, _ in model.named_parameters())
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="adapter_model.safetensors is missing"):
+        load_trained(model, of_peft)
+
+
+def test_overwriting_a_run_removes_the_adapter_of_another_method(base, tmp_path):
+    for method, more, gone in (
+        ("rosa", (), ()),
+        ("lora", ("--overwrite",), ("rosa_config.json", "config.json")),
+        ("rosa", ("--overwrite",), ("adapter_config.json",)),
+    ):
+        main(arguments(base, tmp_path, method, "--max_steps", "1", "--load_best_model_at_end", "false", *more))
+        assert not set(gone) & set(os.listdir(tmp_path))
+        load_trained(load(base), tmp_path)
+
+
+def test_no_adapter_at_all(base, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_trained(load(base), tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="adapter_model.safetensors is missing"):
+        load_trained(load(base), tmp_path)
