@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from rosa.adapters.config import RosaConfig
+from rosa.adapters.config import RoadConfig, RosaConfig
 from rosa.adapters.disk import load_adapter, save_adapter
 from rosa.adapters.hub import push_to_hub
 from rosa.adapters.parameters import count_parameters, print_trainable_parameters, trainable_parameters
@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterError",
     "DynamicLayerSelection",
+    "RoadConfig",
     "RosaConfig",
     "RosaTrainer",
     "Selection",

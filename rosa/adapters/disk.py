@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from rosa.adapters.config import RosaConfig
+from rosa.adapters.config import AdapterConfig
 from rosa.adapters.folder import (
     ADAPTER_TYPE,
     local_folder,
@@ -21,7 +21,8 @@ from rosa.adapters.folder import (
     refuse_model_folder,
     write_adapter,
 )
-from rosa.adapters.patching import add_adapter, base_name, describe_base, make_adapter, plan_adapter
+from rosa.adapters.patching import add_adapter
+from rosa.adapters.plan import METHODS, describe_base, make_adapter, method_of, plan_adapter
 from rosa.adapters.record import is_patched, patched
 from rosa.errors import AdapterError
 from rosa.models.sharding import gathered, is_managed, is_partitioned, shard_like, whole
@@ -30,7 +31,7 @@ FORMAT_VERSION = 1
 
 
 def save_adapter(model: nn.Module, folder: str | os.PathLike, adapter_name: str | None = None) -> None:
-    """Saves what RoSA trained in a patched model, the RoAE weights and, if trained, the norms; with a model card.
+    """Saves what an adapter of a patched model has learned: its modules' weights, norms if it trains them, and a card.
 
     Of a model sharded by FSDP2 or ZeRO-3 every rank calls this, and the first one writes.
 
@@ -63,8 +64,9 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, adapter_name: str 
     description = {
         "adapter_type": ADAPTER_TYPE,
         "format_version": FORMAT_VERSION,
+        "method": method_of(adapter.config),
         "base_model_name_or_path": base_name(model),
-        "base": describe_base(model),
+        "base": adapter.base,
         "config": asdict(adapter.config),
     }
     write_adapter(folder, description, tensors)
@@ -102,7 +104,7 @@ def load_adapter(
     """
     with open_adapter(local_folder(source, revision, token)) as stored:
         config = _config(stored.description, source)
-        _check_base(model, stored.description, source)
+        _check_base(model, config, stored.description, source)
         record = patched(model)[1] if is_patched(model) else None
         known = record is not None and adapter_name in record.adapters
         if known:
@@ -137,21 +139,31 @@ def load_adapter(
     return model
 
 
-def _config(description: dict[str, Any], source: str | os.PathLike) -> RosaConfig:
+def base_name(model: nn.Module) -> str | None:
+    """The name or path that the patched model was loaded from, as far as it has one."""
+    return getattr(getattr(patched(model)[0], "config", None), "name_or_path", None) or None
+
+
+def _config(description: dict[str, Any], source: str | os.PathLike) -> AdapterConfig:
     version = description.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
         raise AdapterError(
             f"the adapter in {source} has format version {version!r}, this RoSA reads {FORMAT_VERSION}: "
             "load it with the version of RoSA that wrote it, or a newer one"
         )
+    method = description.get("method", "rosa")  # what had none when there was one
+    if method not in METHODS:
+        raise AdapterError(f"the adapter in {source} is of a method {method!r}, known are {', '.join(METHODS)}")
     try:
-        return RosaConfig(**description["config"])
+        return METHODS[method].config(**description["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(f"the adapter in {source} has an unusable configuration: {error}") from error
 
 
-def _check_base(model: nn.Module, description: dict[str, Any], source: str | os.PathLike) -> None:
-    here, base = describe_base(model), description["base"]
+def _check_base(
+    model: nn.Module, config: AdapterConfig, description: dict[str, Any], source: str | os.PathLike
+) -> None:
+    here, base = describe_base(model, config), description["base"]
     missing = here.keys() - base.keys()
     if missing:
         raise AdapterError(f"the adapter in {source} does not say {', '.join(sorted(missing))} of its base")

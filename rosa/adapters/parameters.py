@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from rosa.adapters.record import ADAPTER_NAME, is_patched, patched
+from rosa.adapters.record import is_patched, patched
 from rosa.models.trainable import refuse_offloaded
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What the active adapter trains, by full name within the model: the RoAE weights and the trained norm weights.
+    """What the active adapter trains, by full name within the model: its modules' weights and the trained norm weights.
 
     The names are those of the plain model, whatever wraps it or its modules.
 
@@ -34,7 +34,7 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
         adapter = patched(model)[1].active_adapter
         if not adapter.attached:
             raise ValueError("inside `with rosa.disabled(model)` there is no adapter to train: ask before or after it")
-        refuse_offloaded({f"{name}.{ADAPTER_NAME}": module for name, module in adapter.modules.items()})
+        refuse_offloaded({f"{name}.{module.CHILD}": module for name, module in adapter.modules.items()})
         own = adapter.parameters().values()
         if not any(p.requires_grad for p in own):
             for parameter in own:

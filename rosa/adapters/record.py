@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from rosa.adapters.config import RosaConfig
+from rosa.adapters.config import AdapterConfig
 from rosa.adapters.save_pretrained import save_pretrained_saves_adapters
-from rosa.models.rotary import attach, serve_adapters
+from rosa.models.decoder import rotary_functions
+from rosa.models.rotary import serve_adapters
 from rosa.models.sharding import check_not_sharded
 
-ADAPTER_NAME = "roae"
-PART_OF = "_rosa_part_of"  # on every adapted attention module, the name of the patched model's class: copies keep it
+PART_OF = "_rosa_part_of"  # on every module that has one of an adapter's, the name of the patched model's class
 
 
 class NormWeight(NamedTuple):
@@ -40,10 +40,10 @@ class Adapter:
     stays valid while other adapters are switched in.
     """
 
-    config: RosaConfig
+    config: AdapterConfig
     base: dict[str, int | str | bool]  # the shape of the model that it was made for
-    attentions: dict[str, nn.Module]  # by full name
-    modules: dict[str, nn.Module]  # their rotary adapters, by the names of the attention modules
+    hosts: dict[str, nn.Module]  # the modules of the model that have one of its own, by full name
+    modules: dict[str, nn.Module]  # its own, by the names of their hosts, whose child CHILD each becomes
     norms: dict[str, nn.Module]  # that it trains, by the full names of their weights
     weights: dict[str, NormWeight]  # of these norms: the base's while it is attached, its own while it is not
     attached: bool = False
@@ -59,9 +59,9 @@ class Adapter:
         return {name: tensor.detach() for name, tensor in (norms | self._own()).items()}
 
     def move(self) -> None:
-        """Moves its modules to the devices of the attention modules."""
-        for name, attention in self.attentions.items():
-            device = next(attention.parameters()).device
+        """Moves its modules to the devices of their hosts."""
+        for name, host in self.hosts.items():
+            device = next(host.parameters()).device
             if device.type != "meta":
                 self.modules[name].to(device)
 
@@ -110,19 +110,19 @@ class Adapter:
 
     def _own(self) -> dict[str, nn.Parameter]:
         return {
-            f"{name}.{ADAPTER_NAME}.{weight}": parameter
+            f"{name}.{module.CHILD}.{weight}": parameter
             for name, module in self.modules.items()
             for weight, parameter in module.named_parameters()
         }
 
     def _add_modules(self) -> None:
-        for name, attention in self.attentions.items():
-            attention.add_module(ADAPTER_NAME, self.modules[name].train(attention.training))
+        for name, host in self.hosts.items():
+            host.add_module(self.modules[name].CHILD, self.modules[name].train(host.training))
         self.attached = True
 
     def _remove_modules(self) -> None:
-        for attention in self.attentions.values():
-            delattr(attention, ADAPTER_NAME)
+        for name, host in self.hosts.items():
+            delattr(host, self.modules[name].CHILD)
         self.attached = False
 
     def _exchange(self, incoming: dict[str, NormWeight]) -> None:
@@ -137,7 +137,7 @@ class Patch:
     requires_grad: dict[str, bool]  # of every parameter, before
     adapters: dict[str, Adapter] = field(default_factory=dict)
     active: str | None = None  # None until the first adapter is in
-    attentions: dict[str, nn.Module] = field(default_factory=dict)  # all that an adapter was made for, by full name
+    hosts: dict[str, nn.Module] = field(default_factory=dict)  # all with hooks that call their child, by its full name
     hooks: list[RemovableHandle] = field(default_factory=list)  # on these
 
     @property
@@ -160,12 +160,13 @@ class Patch:
         """Adds an adapter and switches it in."""
         self.adapters[name] = adapter
         self.switch(name)
-        new = {key: attention for key, attention in adapter.attentions.items() if key not in self.attentions}
-        for key, attention in new.items():
-            self.hooks += attach(attention, ADAPTER_NAME, adapter.modules[key])
-        self.attentions |= new
-        for attention in new.values():
-            setattr(attention, PART_OF, self.owner)
+        new = False
+        for key, module in adapter.modules.items():
+            name, host = f"{key}.{module.CHILD}", adapter.hosts[key]
+            if name not in self.hosts:
+                self.hooks += module.attach(host)
+                setattr(host, PART_OF, self.owner)
+                self.hosts[name], new = host, True
         if new:  # torch.compile does not look again for hooks of a module that it made a graph of
             torch.compiler.reset()
 
@@ -193,14 +194,15 @@ class Patch:
         self.active_adapter.detach()
         for hook in self.hooks:
             hook.remove()
-        for attention in self.attentions.values():
-            delattr(attention, PART_OF)
+        for host in {id(host): host for host in self.hosts.values()}.values():
+            delattr(host, PART_OF)
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         save_pretrained_saves_adapters()  # a process that unpickles a model may not have patched one yet
-        for attention in self.attentions.values():
-            serve_adapters(type(attention))
+        for host in self.hosts.values():
+            if rotary_functions(type(host)) is not None:
+                serve_adapters(type(host))
 
 
 def is_patched(model: nn.Module) -> bool:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from rosa.adapters.config import RosaConfig
-from rosa.models.rotary import RotaryLayout
+from rosa.models.rotary import RotaryLayout, attach
 from rosa_kernels import roae, rope_roae, signals
 
 
@@ -32,6 +33,8 @@ class RoAE(nn.Module):
     Raises:
         ValueError: r_low leaves no pair.
     """
+
+    CHILD = "roae"  # under this name an attention module has it
 
     def __init__(
         self,
@@ -113,6 +116,11 @@ class RoAE(nn.Module):
         else:
             _, x = rope_roae(nothing, x, *rotary, U[..., :0], S_K, **self._options)
         return self.layout.heads_first(x)
+
+    def attach(self, attention: nn.Module) -> list[RemovableHandle]:
+        """Has the attention module's rotary function served by its child CHILD, whichever that is; removing the hooks
+        silences it."""
+        return attach(attention, self.CHILD, self)
 
     def _arranged(self, x: Tensor) -> Tensor:
         return self.layout.arrange(self.layout.heads_first(x))

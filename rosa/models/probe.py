@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rosa.errors import UnsupportedModelError
 from rosa.models.decoder import DecoderLayer, decoder_layers, rotary_functions
+from rosa.models.linear import output_width
 from rosa.models.rotary import RotaryCall, RotaryLayout, attach, family_function, read_call
 from rosa_kernels import rope_roae_reference
 
@@ -30,7 +31,9 @@ class RotaryShape(NamedTuple):
     """What an attention module hands to its rotary function.
 
     `hidden_size` is the width of the module's input, `head_dim` that of what is rotated: a head, or a part of it.
-    `key_heads` is 0 where the module rotates queries alone, and takes its keys from an earlier layer.
+    `key_heads` is 0 where the module rotates queries alone, and takes its keys from an earlier layer. `query` and `key`
+    are the names within it of the linear layers whose outputs, head by head, are its queries and keys as they are
+    rotated; None where there is more between, such as a norm.
     """
 
     hidden_size: int
@@ -38,6 +41,8 @@ class RotaryShape(NamedTuple):
     key_heads: int
     head_dim: int
     layout: RotaryLayout
+    query: str | None
+    key: str | None
 
 
 class RotarySite(NamedTuple):
@@ -52,6 +57,14 @@ class RotarySite(NamedTuple):
 class _Watched(NamedTuple):
     function: Callable
     call: RotaryCall
+
+
+class _Output(NamedTuple):
+    """What a linear layer of the twin gave, and how often it had been written to by then."""
+
+    name: str
+    tensor: Tensor
+    version: int
 
 
 class _SeenEnough(Exception):
@@ -96,7 +109,7 @@ def probe(model: nn.Module, name: str, attention: nn.Module) -> RotaryShape | No
     if rotary is None:
         return None
     embeddings = _position_embeddings(rotary, attention, layer_type)
-    watched = _watch(model, name, attention, embeddings)
+    watched, outputs = _watch(model, name, attention, embeddings)
     if not watched:
         return None
     function, call = watched[0]
@@ -111,8 +124,9 @@ def probe(model: nn.Module, name: str, attention: nn.Module) -> RotaryShape | No
             "rope=False), or patch first" * foreign
         )
     rotated = call.states if len(call.states) == 2 else [one.call.states[0] for one in watched]
-    heads, *key_heads = (layout.heads_first(x).shape[1] for x in rotated)
-    return RotaryShape(call.adapted.hidden_states.shape[-1], heads, key_heads[0] if key_heads else 0, head_dim, layout)
+    (heads, query), *keys = ((x.shape[1], _source(x, outputs)) for x in map(layout.heads_first, rotated))
+    key_heads, key = keys[0] if keys else (0, None)
+    return RotaryShape(call.adapted.hidden_states.shape[-1], heads, key_heads, head_dim, layout, query, key)
 
 
 def _layer_type(attention: nn.Module) -> str | None:
@@ -163,20 +177,22 @@ def _frequencies(module: nn.Module) -> Tensor | None:
 
 def _watch(
     model: nn.Module, name: str, attention: nn.Module, embeddings: Tensor | tuple[Tensor, Tensor]
-) -> list[_Watched]:
-    """The calls that a twin of the module makes of its rotary functions: one of queries and keys, or one of each."""
+) -> tuple[list[_Watched], list[_Output]]:
+    """The calls that a twin of the module makes of its rotary functions, one of queries and keys or one of each, and
+    what its linear layers gave before."""
     watched: list[_Watched] = []
     errors: list[Exception] = []
     with _watching(type(attention), watched), torch.no_grad():
         for twin, arguments in _attempts(model, name, attention, embeddings):
+            outputs = _outputs_of_linear_layers(twin)
             try:
                 twin(**arguments)
-                return watched
+                return watched, outputs
             except _SeenEnough:
-                return watched
+                return watched, outputs
             except Exception as error:
                 if watched:  # queries were seen; this layer's keys come from another layer
-                    return watched
+                    return watched, outputs
                 errors.append(error)
     raise UnsupportedModelError(
         f"{_described(attention)}: its forward cannot be followed ({type(errors[0]).__name__}: {errors[0]})"
@@ -192,6 +208,28 @@ def _attempts(
         twin = _twin(attention, nearest_config(model, name), device)
         for hidden_size, masked in itertools.product(_widths(twin), (False, True)):
             yield twin, _arguments(twin, hidden_size, _blank(embeddings, device), masked, device)
+
+
+def _outputs_of_linear_layers(twin: nn.Module) -> list[_Output]:
+    """A list to which the twin's linear layers add what they give."""
+    outputs: list[_Output] = []
+    for name, module in twin.named_modules():
+        if output_width(module) is not None:
+            module.register_forward_hook(
+                lambda module, args, output, name=name: outputs.append(_Output(name, output, output._version))
+            )
+    return outputs
+
+
+def _source(x: Tensor, outputs: list[_Output]) -> str | None:
+    """The linear layer whose output, and all of it, queries or keys `[b, h, l, d]` are a view of, head by head."""
+    batch, heads, seq, head_dim = x.shape
+    for name, tensor, version in outputs:
+        whole = tensor.is_contiguous() and tensor.shape == (batch, seq, heads * head_dim)
+        if whole and tensor._version == version and tensor.untyped_storage()._cdata == x.untyped_storage()._cdata:
+            by_heads = tensor.unflatten(-1, (heads, head_dim)).transpose(1, 2)
+            return name if x.stride() == by_heads.stride() else None
+    return None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GlmConfig, GlmForCausalLM
 
 import rosa
-from rosa.adapters.patching import describe_base
+from rosa.adapters.plan import describe_base
 from tests.rosa import families
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "rosa_config.json", "README.md"
@@ -143,8 +143,8 @@ OTHER_VALUES = {
 
 def test_every_field_of_the_base_is_compared(saved, make_model):
     model, folder = saved
-    assert describe_base(model).keys() == OTHER_VALUES.keys()
-    fresh, own = make_model(), describe_base(model)
+    assert describe_base(model, rosa.RosaConfig()).keys() == OTHER_VALUES.keys()
+    fresh, own = make_model(), describe_base(model, rosa.RosaConfig())
     for field, value in OTHER_VALUES.items():
         edit(folder, lambda description, _, field=field, value=value: description.update(base={**own, field: value}))
         message = f"another base: {field} is {own[field]} in this Qwen2ForCausalLM, {value} in its base$"

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 import rosa
-from rosa.adapters.patching import describe_base
+from rosa.adapters.plan import describe_base
 from rosa.models.decoder import rotary_functions
 from rosa.models.probe import rotary_sites
 from rosa.models.rotary import family_function
@@ -161,7 +161,7 @@ def a_patched_model_is_the_model_and_eq_2_to_4(model, ids, score):
     assert ours.keys() <= trained and any(name.endswith("roae.gqa_up") or name.endswith("roae.up") for name in ours)
 
     select_layers(model, ids, score)
-    assert describe_base(model)["layers"] > 0  # what a saved adapter must fit
+    assert describe_base(model, rosa.RosaConfig())["layers"] > 0  # what a saved adapter must fit
 
     rosa.unpatch(model)
     assert torch.equal(logits(model, ids), before) and list(model.state_dict()) == keys

@@ -1,0 +1,47 @@
+"""Finds the linear layers of a model's decoder layers, quantized ones and GPT-2's transposed ones too."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+from rosa.errors import UnsupportedModelError
+from rosa.models.decoder import DecoderLayer, decoder_layers
+
+
+class LinearSite(NamedTuple):
+    """A linear layer: the decoder layer it stands in, its full name, and how many outputs it has."""
+
+    layer: DecoderLayer
+    name: str
+    linear: nn.Module
+    width: int
+
+
+def linear_sites(model: nn.Module) -> list[LinearSite]:
+    """Every linear layer of the model's decoder layers, in order; once, where layers share it. One that PEFT has
+    wrapped is the wrapper, whose output is what follows sees; layers within it are its own.
+
+    Raises:
+        UnsupportedModelError: the model has no decoder layers, or none with linear layers.
+    """
+    sites: dict[int, LinearSite] = {}
+    for layer in decoder_layers(model):
+        outermost = None
+        for name, module in layer.module.named_modules():
+            if (outermost is not None and name.startswith(f"{outermost}.")) or (width := output_width(module)) is None:
+                continue
+            outermost = name
+            sites.setdefault(id(module), LinearSite(layer, f"{layer.name}.{name}", module, width))
+    if not sites:
+        raise UnsupportedModelError(f"{type(model).__name__} has no linear layers in its decoder layers")
+    return list(sites.values())
+
+
+def output_width(module: nn.Module) -> int | None:
+    """How many outputs a linear layer has, or None where the module is none."""
+    if isinstance(getattr(module, "in_features", None), int):
+        return getattr(module, "out_features", None)
+    is_conv1d = type(module).__name__ == "Conv1D" and isinstance(getattr(module, "nf", None), int)  # GPT-2's
+    return module.nf if is_conv1d else None
