@@ -74,7 +74,7 @@ def _run(output: Path, seed: int, sizes: Sizes) -> None:
     print(fine_tuning_section(unseen.train, sizes.steps, sizes.batch_size), flush=True)
     job = (base, tokenizer, unseen.train, sizes.steps, sizes.batch_size, seed)
     rosa = fine_tune_rosa(*job)
-    lora = fine_tune_lora(*job, parameters=rosa.models.trainable)
+    lora = fine_tune_lora(*job, parameters=rosa.trainable)
     rosa_after, answers_after = examine(rosa.model)
     lora_after, _ = examine(lora.model)
     print(comparison_section(before, rosa, rosa_after, lora, lora_after), flush=True)
@@ -83,7 +83,7 @@ def _run(output: Path, seed: int, sizes: Sizes) -> None:
     save_adapter(rosa.model, adapter)
     fresh = load_adapter(AutoModelForCausalLM.from_pretrained(base), adapter)
     same = sum(map(operator.eq, _answers(fresh, tokenizer, unseen.held_out), answers_after))
-    selection = rosa.training.trainer.layer_selection
+    selection = rosa.trainer.layer_selection
     losses = {"RoSA": rosa.recorder.losses, "LoRA": lora.recorder.losses}
     draw_figure(losses, selection.history, selection.num_layers, picture)
     print(f"\nRoSA adapter: {adapter} (in a fresh model, {same} of {len(answers_after)} answers are the same)")
