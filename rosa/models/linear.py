@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from rosa.errors import UnsupportedModelError
 from rosa.models.decoder import DecoderLayer, decoder_layers
@@ -42,6 +43,15 @@ def linear_sites(model: nn.Module) -> list[LinearSite]:
 def output_width(module: nn.Module) -> int | None:
     """How many outputs a linear layer has, or None where the module is none."""
     if isinstance(getattr(module, "in_features", None), int):
-        return getattr(module, "out_features", None)
+        return getattr(module, "out_features", None) if _gives_its_product(module) else None
     is_conv1d = type(module).__name__ == "Conv1D" and isinstance(getattr(module, "nf", None), int)  # GPT-2's
     return module.nf if is_conv1d else None
+
+
+def _gives_its_product(module: nn.Module) -> bool:
+    """Not so the routers of mixtures of experts that are subclasses of `nn.Linear`, and give the choice of experts."""
+    if not type(module).__module__.startswith("transformers.models."):
+        return True
+    weight = module.weight
+    with torch.no_grad():
+        return isinstance(module.forward(weight.new_zeros(1, module.in_features)), Tensor)
