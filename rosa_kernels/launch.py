@@ -95,8 +95,12 @@ def register(name: str, schema: str, launch: Callable[..., Launch]) -> None:
     """
     name = f"rosa::{name}"
     torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl(name, "default", lambda *arguments: launch(*arguments).run())
-    torch.library.register_fake(name, lambda *arguments: launch(*arguments).outputs)
+    torch.library.impl(name, "default", lambda *arguments: _returned(launch(*arguments).run()))
+    torch.library.register_fake(name, lambda *arguments: _returned(launch(*arguments).outputs))
+
+
+def _returned(outputs: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    return outputs if len(outputs) > 1 else outputs[0]
 
 
 def refuse_double_backward(op: str) -> None:
