@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rosa_kernels.checks import check_tensors
+from rosa_kernels.checks import check_rotary, check_tensors
 from rosa_kernels.dispatch import choose_backend
+from rosa_kernels.reference import half_width
 from rosa_kernels.road_checks import check_angles, check_index, check_pairing
-from rosa_kernels.road_reference import road_reference
+from rosa_kernels.road_reference import road_reference, rope_road_reference
 
 
 def road(
@@ -71,6 +72,115 @@ def road(
     from rosa_kernels.road_triton import road_triton
 
     return road_triton(x, theta, alpha, index, variant, group, _block(group, head_dim), inplace)
+
+
+def rope_road(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    query: tuple[Tensor, Tensor] | None,
+    key: tuple[Tensor, Tensor] | None,
+    index: Tensor | None = None,
+    *,
+    variant: int,
+    group: int = 2,
+    head_dim: int | None = None,
+    interleaved: bool = False,
+    rotary_dim: int | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """RoAd of queries and keys and then RoPE: u = A x (Eq. 3), y = R u.
+
+    Where `rope_road_fuses` says so this is one launch forward and one backward, and one more where the gradients of
+    angles or scales are asked for. Any other pairing is `road` of q and of k, a launch each, and then the rotation. Of
+    tensors as large as q and k, the one launch saves its outputs for variant 1 (as attention does anyway) and q and k
+    for the others, and only for the gradients of angles and scales. The inputs are never changed.
+
+    Args:
+        q (Tensor): queries `[batch, heads, seq, head_size]`; float16, bfloat16, float32 or float64; any strides.
+        k (Tensor): keys `[batch, key_heads, seq, head_size]`, of q's dtype and device; any strides. Either of q and k
+            may have no heads.
+        cos, sin (Tensor): as `rope_roae` takes them; cos^2 + sin^2 need not be 1.
+        query, key (tuple of two tensors, optional): theta and alpha as `road` takes them, for the whole output of the
+            projection, of width heads * head_size. None leaves q, or k, to RoPE alone.
+        index (Tensor, optional): as `road` takes it; query and key are tables then, with as many rows each.
+        variant, group, head_dim: as `road` takes them.
+        interleaved, rotary_dim, backend: as `rope_roae` takes them.
+
+    Returns:
+        q_out, k_out with the shapes and dtypes of q and k, and where these are dense their memory layouts. Computed in
+        float32 (float64 for float64 inputs) and, in one launch, rounded once.
+
+    Raises:
+        TypeError: an argument is no tensor, or its dtype does not fit.
+        ValueError: a shape, device or number does not fit, cos or sin require gradients, or an unknown backend.
+        RuntimeError: the Triton backend cannot run on these tensors' device; double backward through it.
+
+    Gradients as of `road`, whose notes on variant 1 and on angles hold here too.
+    """
+    rotary_dim = check_rotary(q, k, cos, sin, 0.0, rotary_dim)
+    options = dict(variant=variant, group=group, head_dim=head_dim)
+    _check_heads(q, k, query, key, index, **options)
+    if choose_backend(backend, q) == "reference":
+        return rope_road_reference(
+            q, k, cos, sin, query, key, index, **options, interleaved=interleaved, rotary_dim=rotary_dim
+        )
+    from rosa_kernels.road_triton import road_heads_triton
+    from rosa_kernels.rope_road_triton import rope_road_triton
+
+    cos, sin = half_width(cos, rotary_dim, interleaved), half_width(sin, rotary_dim, interleaved)
+    if not rope_road_fuses(q.shape[-1], group=group, head_dim=head_dim, interleaved=interleaved, rotary_dim=rotary_dim):
+        block = _block(group, head_dim)
+        q, k = (
+            x if weights is None else road_heads_triton(x, *weights, index, variant, group, block)
+            for x, weights in ((q, query), (k, key))
+        )
+        query = key = index = None
+    neighbours = group == 2 and not interleaved and rotary_dim > 2
+    weights = (*(query or (None, None)), *(key or (None, None)))
+    return rope_road_triton(q, k, cos, sin, index, weights, variant, neighbours, interleaved)
+
+
+def rope_road_fuses(
+    head_size: int,
+    *,
+    group: int = 2,
+    head_dim: int | None = None,
+    interleaved: bool = False,
+    rotary_dim: int | None = None,
+) -> bool:
+    """Whether `rope_road` is one launch: RoAd's pairs are the rotary pairs, or neighbours that do not straddle the two
+    halves of RoPE's half layout; beyond the rotary part they are neighbours. Needs no Triton.
+
+    Args:
+        head_size (int): elements of a query head.
+        group, head_dim: RoAd's pairing, as `road` takes it.
+        interleaved, rotary_dim: RoPE's, as `rope_roae` takes them.
+    """
+    rotary_dim = head_size if rotary_dim is None else rotary_dim
+    if group == 2:
+        return head_size % 2 == 0 and (interleaved or rotary_dim % 4 == 0 or rotary_dim == 2)
+    return group == rotary_dim and _block(group, head_dim) == head_size and not interleaved
+
+
+def _check_heads(q, k, query, key, index, *, variant, group, head_dim) -> None:
+    """Raises on angles, scales or an index that do not fit the outputs that q and k are of."""
+    adapters = set()
+    for name, x, x_name, weights in (("query", q, "q", query), ("key", k, "k", key)):
+        if weights is None:
+            continue
+        if not isinstance(weights, (tuple, list)) or len(weights) != 2:
+            raise TypeError(f"{name} must be a pair of tensors, theta and alpha, or None, got {type(weights).__name__}")
+        width = x.shape[1] * x.shape[3]
+        check_pairing(width, variant, group, head_dim)
+        check_angles(x_name, x, width, f"{name}'s ", *weights, index, variant)
+        adapters.add(weights[0].shape[0])
+    if index is None or not adapters:
+        return
+    if len(adapters) > 1:
+        raise ValueError(f"query and key must be tables of as many adapters, got {' and '.join(map(str, adapters))}")
+    check_index(index, "q", q, adapters.pop())
 
 
 def _block(group: int, head_dim: int | None) -> int:

@@ -13,7 +13,18 @@ Notable:
 import triton
 import triton.language as tl
 
-from rosa_kernels.road_tiles import add_products, cos_sin, load_weights, no_sums, store_sums, turn, turn_back
+from rosa_kernels.road_tiles import (
+    adapter_of,
+    add_products,
+    block_of_tokens,
+    cos_sin,
+    load_weights,
+    no_sums,
+    split_tokens,
+    store_sums,
+    turn,
+    turn_back,
+)
 from rosa_kernels.tiles import row_pointers
 
 
@@ -21,10 +32,14 @@ from rosa_kernels.tiles import row_pointers
 def _columns(o_p, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr):
     """The columns of the two elements of pairs o_p: j and j + GROUP / 2 in the first group of each HEAD_DIM columns,
     neighbours in the rest of them."""
-    o = o_p % (HEAD_DIM // 2)
-    grouped = o < GROUP // 2
-    o_1 = o_p // (HEAD_DIM // 2) * HEAD_DIM + tl.where(grouped, o, 2 * o)
-    return o_1, o_1 + tl.where(grouped, GROUP // 2, 1)
+    o_head, o = o_p // (HEAD_DIM // 2) * HEAD_DIM, o_p % (HEAD_DIM // 2)
+    if GROUP == HEAD_DIM:  # apart, for wide accesses: a choice between two columns hides that they are side by side
+        o_1, o_2 = o_head + o, o_head + o + GROUP // 2
+    else:
+        grouped = o < GROUP // 2
+        o_1 = o_head + tl.where(grouped, o, 2 * o)
+        o_2 = o_1 + tl.where(grouped, GROUP // 2, 1)
+    return o_1, o_2
 
 
 @triton.jit
@@ -61,29 +76,14 @@ def _store(p_row, stride_d, b_1, b_2, i_p, m_t, WIDTH: tl.constexpr, GROUP: tl.c
         tl.store(p_row + o_2 * stride_d, b_2.to(dtype), mask=m)
 
 
-@triton.jit
-def split_tokens(i_t, span, steps, BLOCK_T: tl.constexpr):
-    """Which sequence a program is at, of `span` tokens, and the first of its own, `steps` blocks of them."""
-    splits = tl.cdiv(tl.cdiv(span, BLOCK_T), steps)
-    return i_t // splits, (i_t % splits) * steps * BLOCK_T
-
-
-@triton.jit
-def adapter_of(index, i_s, INDEXED: tl.constexpr):
-    """The adapter of a sequence, a row of the tables."""
-    if INDEXED:
-        return tl.load(index + i_s).to(tl.int64)
-    else:
-        return tl.full((), 0, tl.int64)
-
-
 @triton.jit(do_not_specialize=["tokens", "seq", "steps"])
 def road_forward_kernel(
     x, theta, alpha, index, out, tokens, seq, steps,
     x_stride_b, x_stride_l, x_stride_d, out_stride_b, out_stride_l, out_stride_d,
-    VARIANT: tl.constexpr, INDEXED: tl.constexpr, NUMBERS: tl.constexpr, WIDTH: tl.constexpr,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, COMPUTE: tl.constexpr,
+    VARIANT: tl.constexpr, INDEXED: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
+    NUMBERS: tl.constexpr = WIDTH * VARIANT // 2  # of an adapter
     COLUMN_BLOCKS: tl.constexpr = (WIDTH // 2 + BLOCK_P - 1) // BLOCK_P
     i_p = (tl.program_id(0) % COLUMN_BLOCKS) * BLOCK_P
     span = seq if INDEXED else tokens
@@ -95,10 +95,7 @@ def road_forward_kernel(
         theta + i_a * NUMBERS, alpha + i_a * NUMBERS, o_p, o_1, o_2, o_p < WIDTH // 2, WIDTH, VARIANT, COMPUTE
     )
     for j in range(steps):
-        o = i_first + j * BLOCK_T + tl.arange(0, BLOCK_T)
-        m_t = o < span
-        o_t = i_s * span + o
-        i_b, i_l = (o_t // seq).to(tl.int64), (o_t % seq).to(tl.int64)
+        _, m_t, i_b, i_l = block_of_tokens(i_s, i_first + j * BLOCK_T, span, seq, BLOCK_T)
         p_x = row_pointers(x, i_b, i_l, 0, x_stride_b, 0, x_stride_l)
         p_out = row_pointers(out, i_b, i_l, 0, out_stride_b, 0, out_stride_l)
         b_1, b_2 = _load(p_x, x_stride_d, i_p, m_t, WIDTH, GROUP, HEAD_DIM, BLOCK_P, COMPUTE)
@@ -112,10 +109,11 @@ def road_backward_kernel(
     dout_stride_b, dout_stride_l, dout_stride_d, kept_stride_b, kept_stride_l, kept_stride_d,
     dx_stride_b, dx_stride_l, dx_stride_d,
     VARIANT: tl.constexpr, INDEXED: tl.constexpr, NEED_DX: tl.constexpr, NEED_SUMS: tl.constexpr,
-    NUMBERS: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+    WIDTH: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """dx, and a row of sums for each program's tokens. `kept` is forward's output for variant 1, else its input."""
+    NUMBERS: tl.constexpr = WIDTH * VARIANT // 2  # of an adapter
     COLUMN_BLOCKS: tl.constexpr = (WIDTH // 2 + BLOCK_P - 1) // BLOCK_P
     COLUMNS: tl.constexpr = WIDTH // 2 if VARIANT == 1 else WIDTH  # of the sums
     i_p = (tl.program_id(0) % COLUMN_BLOCKS) * BLOCK_P
@@ -131,10 +129,7 @@ def road_backward_kernel(
         )
     b_sums = no_sums(BLOCK_T, BLOCK_P, VARIANT, COMPUTE)
     for j in range(steps):
-        o = i_first + j * BLOCK_T + tl.arange(0, BLOCK_T)
-        m_t = o < span
-        o_t = i_s * span + o
-        i_b, i_l = (o_t // seq).to(tl.int64), (o_t % seq).to(tl.int64)
+        _, m_t, i_b, i_l = block_of_tokens(i_s, i_first + j * BLOCK_T, span, seq, BLOCK_T)
         p_dout = row_pointers(dout, i_b, i_l, 0, dout_stride_b, 0, dout_stride_l)
         b_d1, b_d2 = _load(p_dout, dout_stride_d, i_p, m_t, WIDTH, GROUP, HEAD_DIM, BLOCK_P, COMPUTE)
         if NEED_SUMS:

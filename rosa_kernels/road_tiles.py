@@ -15,6 +15,30 @@ _HALF_PI_3 = tl.constexpr(7.549789948768648e-08)
 
 
 @triton.jit
+def split_tokens(i_t, span, steps, BLOCK_T: tl.constexpr):
+    """Which sequence a program is at, of `span` tokens, and the first of its own, `steps` blocks of them."""
+    splits = tl.cdiv(tl.cdiv(span, BLOCK_T), steps)
+    return i_t // splits, (i_t % splits) * steps * BLOCK_T
+
+
+@triton.jit
+def block_of_tokens(i_s, i_first, span, seq, BLOCK_T: tl.constexpr):
+    """The BLOCK_T tokens from token i_first of sequence i_s on: their numbers, which are there, batch and position."""
+    o = i_first + tl.arange(0, BLOCK_T)
+    o_t = i_s * span + o
+    return o_t, o < span, (o_t // seq).to(tl.int64), (o_t % seq).to(tl.int64)
+
+
+@triton.jit
+def adapter_of(index, i_s, INDEXED: tl.constexpr):
+    """The adapter of a sequence, a row of the tables."""
+    if INDEXED:
+        return tl.load(index + i_s).to(tl.int64)
+    else:
+        return tl.full((), 0, tl.int64)
+
+
+@triton.jit
 def cos_sin(b_x):
     """Cosine and sine, in float32 to 1e-7 for angles up to a million.
 

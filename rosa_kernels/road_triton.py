@@ -118,7 +118,7 @@ def _arguments(x, theta, alpha, index, variant: int, group: int, head_dim: int) 
     arguments, rows = divide_tokens(x.numel() // width, index, block_t, column_blocks)
     arguments |= dict(
         theta=theta.contiguous(), alpha=alpha.contiguous(), index=theta if index is None else index,
-        VARIANT=variant, NUMBERS=theta.shape[-1], WIDTH=width, GROUP=group, HEAD_DIM=head_dim, BLOCK_P=block_p,
+        VARIANT=variant, WIDTH=width, GROUP=group, HEAD_DIM=head_dim, BLOCK_P=block_p,
         COMPUTE=tl.float64 if x.dtype == torch.float64 else tl.float32,
     )  # fmt: skip
     return arguments, rows * column_blocks, rows
@@ -210,3 +210,9 @@ def road_triton(
         torch.ops.rosa.road_(*arguments)
         return x
     return torch.ops.rosa.road_forward(*arguments)
+
+
+def road_heads_triton(x: Tensor, *arguments) -> Tensor:
+    """`road_triton` of queries or keys `[b, h, l, d]`, which were one output `[b, l, h * d]` of a linear layer."""
+    flat = x.transpose(1, 2).flatten(2)
+    return road_triton(flat, *arguments, inplace=False).unflatten(-1, (x.shape[1], x.shape[3])).transpose(1, 2)
