@@ -10,7 +10,8 @@ from rosa.adapters.patching import patch, unpatch
 from rosa.adapters.record import is_patched
 from rosa.adapters.switching import active_adapter, adapter_names, delete_adapter, disabled, set_adapter
 from rosa.errors import AdapterError, UnsupportedModelError
-from rosa.selection.optimizer import DynamicLayerSelection, Selection
+from rosa.selection.algorithm import Selection
+from rosa.selection.optimizer import DynamicLayerSelection
 from rosa.selection.zero import layer_groups
 
 if TYPE_CHECKING:
