@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import pickle
 
 import pytest
 import torch
@@ -756,6 +757,29 @@ def test_a_deep_copy_of_the_optimizer(make_patched, batch):
     train(model, optimizer, batch, 6)
     twin = copy.deepcopy(optimizer)
     assert twin.history == optimizer.history and twin.selected_layers == optimizer.selected_layers
+
+
+def test_a_pickle_of_the_optimizer_keeps_its_course_and_leaves_the_model_behind(make_patched, batch):
+    model = make_patched().train()
+    optimizer = wrap(model)
+    train(model, optimizer, batch, 6)
+    twin = pickle.loads(pickle.dumps(optimizer))
+    assert (twin.history, twin.k, twin.interval, twin.mode) == (optimizer.history, 2, 5, "skip")
+    assert twin._freezing.model is None and twin._freezing.optimizer is twin.optimizer
+    assert twin.state_dict()["layer_selection"]["step"] == 6
+
+
+def test_what_is_set_on_it_counts_from_the_next_step_on(make_patched, batch):
+    model = make_patched().train()
+    optimizer = wrap(model, mode="mask", interval=100)
+    train(model, optimizer, batch, 2)
+    optimizer.interval, optimizer.p_exploit, optimizer.k = 1, 1.0, 3
+    train(model, optimizer, batch, 1)
+    (made,) = optimizer.history
+    assert (made.step, made.exploited, len(made.layers)) == (3, True, 3)
+    optimizer.interval, optimizer.selected_layers = 100, (1,)
+    backward(model, batch)
+    assert [layer.self_attn.roae.up.grad is not None for layer in model.model.layers] == [False, True, False, False]
 
 
 def test_gpt2_has_layers_too():
