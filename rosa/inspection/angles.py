@@ -11,22 +11,19 @@ from typing import NamedTuple
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
 from rosa.adapters.card import PAPERS
 from rosa.adapters.folder import local_folder, open_adapter
 from rosa.inspection.figures import TITLE, save
 
 _ANGLES = re.compile(r"(?:.*?\.)?(?P<layer>\d+)\.(?P<linear>.+)\.road\.theta")
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 class Turn(NamedTuple):
-    """How far linear layers of one kind in one decoder layer are from the identity, whose angles are 0 and scales 1.
+    """How far RoAd of one linear layer is from the identity, whose angles are 0 and scales 1.
 
-    `linear` is their name within the decoder layer; experts of one kind are taken together, "*" in place of their
-    number. `angle` and `scale` are the means of |theta| in radians and of |alpha - 1|, `most_angle` and `most_scale`
-    the greatest of them.
+    `layer` is the decoder layer's index and `linear` the name within it; `angle` and `scale` are the means of |theta|
+    in radians and of |alpha - 1|, `most_angle` and `most_scale` the greatest of them.
     """
 
     layer: int
@@ -50,7 +47,7 @@ def read_turns(source: str | os.PathLike) -> list[Turn]:
         FileNotFoundError: there is no such folder, or a file in it is missing.
         ValueError: the adapter is damaged, or of another method.
     """
-    found: dict[tuple[int, str], tuple[list[Tensor], list[Tensor]]] = {}
+    turns = []
     with open_adapter(local_folder(source)) as stored:
         method = stored.description.get("method", "rosa")
         if method != "road":
@@ -62,13 +59,13 @@ def read_turns(source: str | os.PathLike) -> list[Turn]:
         for name in stored.file.keys():  # noqa: SIM118
             match = _ANGLES.fullmatch(name)
             if match:
-                kind = int(match["layer"]), _NUMBER.sub("*", match["linear"])
-                angles, scales = found.setdefault(kind, ([], []))
-                angles.append(stored.tensor(name).float().abs())
-                scales.append((stored.tensor(f"{name.removesuffix('theta')}alpha").float() - 1).abs())
-    if not found:
+                angles = stored.tensor(name).float().abs()
+                scales = (stored.tensor(f"{name.removesuffix('theta')}alpha").float() - 1).abs()
+                numbers = (f(x).item() for x in (angles, scales) for f in (torch.mean, torch.amax))
+                turns.append(Turn(int(match["layer"]), match["linear"], *numbers))
+    if not turns:
         raise ValueError(f"the adapter in {source} holds no angles")
-    return [_turn(*kind, torch.cat(angles), torch.cat(scales)) for kind, (angles, scales) in sorted(found.items())]
+    return sorted(turns)
 
 
 def turns_table(turns: Sequence[Turn]) -> str:
@@ -110,7 +107,3 @@ def draw_turns(turns: Sequence[Turn], path: Path) -> None:
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[-1].set_xlabel("decoder layer")
     save(figure, path, Turn._fields, turns)
-
-
-def _turn(layer: int, linear: str, angles: Tensor, scales: Tensor) -> Turn:
-    return Turn(layer, linear, *(f(x).item() for x in (angles, scales) for f in (torch.mean, torch.amax)))
