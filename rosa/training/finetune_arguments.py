@@ -67,7 +67,9 @@ class FinetuneArguments:
     data: str = field(metadata={"help": ".json or .jsonl file with instruction, input, output; or a dataset's name"})
     val_size: int = _option(0, "rows held out for evaluation (paper: 300)")
     max_length: int = _option(2048, "tokens after which a row is cut off")
-    method: Literal[METHODS] = _option(ROSA, "RoSA, RoAd, or a baseline of peft's with the paper's settings")
+    method: Literal[METHODS] = _option(
+        ROSA, "RoSA, RoAd (with its own paper's learning rate and schedule), or a baseline of peft's with the paper's"
+    )
     peft: str | None = _option(None, "JSON: settings of the baseline other than the paper's, as peft names them")
     train_on_prompt: bool = _option(False, "learn the prompt too, not the response alone")
     resume: bool = _option(False, "continue from the last complete checkpoint of --output, if there is one")
