@@ -7,11 +7,11 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
-    "train": "fine-tune a model with RoSA",
+    "train": "fine-tune a model with RoSA, RoAd or a method of peft's",
     "compare": "train and test several methods with several seeds, in one table",
     "generate": "answer an instruction with a model and an adapter",
     "evaluate": "measure accuracy on benchmarks and tasks of your own",
-    "inspect": "measure a model's queries and keys by frequency, or show a run's layer selection",
+    "inspect": "measure queries and keys by frequency, show a run's layer selection or a RoAd adapter's angles",
     "demo": "train a small model end to end",
     "kernels": "compile the kernels for a choice of GPUs and show their figures",
     "info": "show versions, GPUs and kernel backends",
@@ -32,7 +32,9 @@ def main(argv: list[str] | None = None) -> None:
             Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser("rosa", description="RoPE-aware Selective Adaptation of language models.")
+    parser = argparse.ArgumentParser(
+        "rosa", description="RoPE-aware Selective Adaptation and 2D rotary adaptation of language models."
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)

@@ -10,8 +10,10 @@ from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
-from rosa.adapters.card import MARK
+from rosa.adapters.card import MARK, PAPERS
 from rosa.adapters.folder import CARD_NAME, NOTE_NAME, PEFT_CONFIG_NAME, is_note, model_file
+from rosa.adapters.plan import method_of
+from rosa.adapters.record import patched
 from rosa.adapters.saving import save_adapter
 
 
@@ -22,7 +24,7 @@ def push_to_hub(
     adapter_name: str | None = None,
     private: bool | None = None,
     token: str | None = None,
-    commit_message: str = "Upload a RoSA adapter",
+    commit_message: str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
 ) -> str:
@@ -37,7 +39,7 @@ def push_to_hub(
         adapter_name (str, optional): None pushes the active adapter.
         private (bool, optional): whether a repository that is made is private; None leaves it to the hub.
         token (str, optional): None takes the one that `hf auth login` stored, or HF_TOKEN.
-        commit_message (str): of the commit.
+        commit_message (str, optional): of the commit; None names the kind of adapter.
         revision (str, optional): a branch, which is made if need be; None is "main".
         create_pr (bool): open a pull request instead of a commit on the main branch.
 
@@ -59,6 +61,9 @@ def push_to_hub(
     api = HfApi(token=token)
     with TemporaryDirectory() as folder:
         save_adapter(model, folder, adapter_name)
+        if commit_message is None:
+            method = method_of(patched(model)[1].adapter(adapter_name).config)
+            commit_message = f"Upload a {PAPERS[method].title} adapter"
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             if revision is not None:

@@ -22,7 +22,7 @@ def run(argv: list[str]) -> None:
     options = parser("evaluate", "Answer the test rows of tasks greedily, and report the accuracy.")
     options.add_argument("--model", required=True, help="folder or Hub name of the base model")
     options.add_argument(
-        "--adapter", help="folder or Hub name of an adapter, RoSA's or peft's; the bare model if not given"
+        "--adapter", help="folder or Hub name of an adapter, RoSA's, RoAd's or peft's; the bare model if not given"
     )
     options.add_argument(
         "--tasks", required=True, help="commonsense, arithmetic, or names of tasks with commas between"

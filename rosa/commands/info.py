@@ -10,6 +10,7 @@ import torch
 
 import rosa
 import rosa_kernels
+from rosa.adapters.card import PAPERS
 from rosa.commands import parser
 
 PACKAGES = ("torch", "triton", "transformers", "peft", "accelerate")
@@ -25,6 +26,7 @@ def run(argv: list[str]) -> None:
             print(f"{package:13} {version(package)}")
         except PackageNotFoundError:
             print(f"{package:13} not installed")
+    print(f"adapters      {', '.join(paper.title for paper in PAPERS.values())}")
     for gpu in _gpus():
         print(f"GPU           {gpu}")
     print(f"backends      {', '.join(rosa_kernels.available_backends())}")

@@ -1,4 +1,5 @@
-"""`rosa inspect`: where a model's activations are among the rotary frequencies, and how layer selection went."""
+"""`rosa inspect`: where a model's activations are among the rotary frequencies, how layer selection went, and how far
+RoAd turns."""
 
 from __future__ import annotations
 
@@ -16,10 +17,11 @@ from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.commands import DTYPES, parser
 from rosa.inspection import figures
 from rosa.inspection.activations import EnergyShare, energy_shares, measure, token_batches, usable_r_lows
+from rosa.inspection.angles import draw_turns, read_turns, turns_table
 from rosa.inspection.course import Course, read_course
 from rosa.training.data import load_rows, prompt, read_text
 
-OF_MODEL = ("adapter", "text", "data", "limit", "r_low", "max_length", "batch_size", "dtype")
+OF_MODEL = ("text", "data", "limit", "r_low", "max_length", "batch_size", "dtype")
 
 
 def run(argv: list[str]) -> None:
@@ -27,11 +29,8 @@ def run(argv: list[str]) -> None:
     options = _options()
     args = options.parse_args(argv)
     refuse_model_folder(args.output)
-    if args.run is not None:
-        given = [name for name in OF_MODEL if getattr(args, name) != options.get_default(name)]
-        if given:
-            options.error(f"argument --{given[0].replace('_', '-')}: not allowed with argument --run")
-        _inspect_run(args.run, args.output)
+    if args.model is None:
+        _inspect_folder(options, args)
         return
     if args.text is None and args.data is None:
         options.error("one of the arguments --text --data is required with --model")
@@ -40,18 +39,35 @@ def run(argv: list[str]) -> None:
     _inspect_model(args)
 
 
+def _inspect_folder(options: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What needs no model: a run, or an adapter alone."""
+    if args.run is None and args.adapter is None:
+        options.error("one of the arguments --model --run --adapter is required")
+    of_others = OF_MODEL if args.run is None else ("adapter", *OF_MODEL)
+    given = [name for name in of_others if getattr(args, name) != options.get_default(name)]
+    if given:
+        without = "without argument --model" if args.run is None else "with argument --run"
+        options.error(f"argument --{given[0].replace('_', '-')}: not allowed {without}")
+    if args.run is not None:
+        _inspect_run(args.run, args.output)
+    else:
+        _inspect_adapter(args.adapter, args.output)
+
+
 def _options() -> argparse.ArgumentParser:
     options = parser(
         "inspect",
         "Measure a model's rotated queries and keys by head dimension, layer and frequency, or show a run's layer "
-        "selection: pictures and the numbers behind them.",
+        "selection, or how far a RoAd adapter turns and scales: pictures and the numbers behind them.",
     )
-    subject = options.add_mutually_exclusive_group(required=True)
+    subject = options.add_mutually_exclusive_group()
     subject.add_argument("--model", help="folder or Hub name of the model to measure")
     subject.add_argument("--run", type=Path, help="output folder of a training run")
+    options.add_argument(
+        "--adapter", help="folder of an adapter: with --model measured in it, and alone, of RoAd, its angles and scales"
+    )
     options.add_argument("--output", type=Path, default=Path("inspection"), help="default: %(default)s")
     measuring = options.add_argument_group("with --model")
-    measuring.add_argument("--adapter", help="folder of a RoSA adapter; the bare model if not given")
     text = measuring.add_mutually_exclusive_group()
     text.add_argument("--text", type=Path, help="file of text to measure on")
     text.add_argument("--data", help=".json or .jsonl file, or a dataset's name: prompts and responses to measure on")
@@ -70,6 +86,13 @@ def _inspect_run(folder: Path, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     print(_counts_table(course))
     _draw(output, course, {"selections": figures.draw_course, "scores": figures.draw_scores})
+
+
+def _inspect_adapter(source: str, output: Path) -> None:
+    turns = read_turns(source)
+    output.mkdir(parents=True, exist_ok=True)
+    print(turns_table(turns))
+    _draw(output, turns, {"angles": draw_turns})
 
 
 def _inspect_model(args: argparse.Namespace) -> None:

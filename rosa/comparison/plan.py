@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from rosa.miniature.make import MiniatureRecipe
 from rosa.storage.settings import as_arguments, check_keys, load_settings, mapping
 from rosa.training.finetune_arguments import option_names, unread_options
-from rosa.training.methods import ROSA
+from rosa.training.methods import OURS, ROSA
 
 BASE = "base"  # the row of the model as it is
 
@@ -152,9 +152,9 @@ class Comparison:
         return self.output / "cells" / _base_name(model) / slug(method)
 
     def is_baseline(self, method: str) -> bool:
-        """Whether a method is one that RoSA is to beat: one of peft's, without RoSA's layer selection."""
+        """Whether a method is one that RoSA and RoAd are to beat: one of peft's, without RoSA's layer selection."""
         options = self.methods[method]
-        return options.get("method", ROSA) != ROSA and not options.get("dls")
+        return options.get("method", ROSA) not in OURS and not options.get("dls")
 
 
 def load_comparison(file: Path) -> Comparison:

@@ -48,7 +48,7 @@ def draw_head_dimensions(layers: Sequence[LayerActivations], path: Path) -> None
     panels[0, 1].set_title("By rotary pair, high to low frequency", **TITLE)
     panels[1, 0].set_xlabel("head dimension")
     panels[1, 1].set_xlabel("rotary pair (lowest frequency on the right)")
-    _save(
+    save(
         figure, path, ("layer", "attention", "states", "dimension", "pair", "norm"),
         (
             (one.layer, one.attention, states, dimension, pair, norm)
@@ -82,7 +82,7 @@ def draw_layers(layers: Sequence[LayerActivations], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     rows = ((layer, states, mean) for states, points in means.items() for layer, mean in points)
-    _save(figure, path, ("layer", "states", "mean_norm"), rows)
+    save(figure, path, ("layer", "states", "mean_norm"), rows)
 
 
 def draw_energy_shares(shares: Sequence[EnergyShare], path: Path) -> None:
@@ -113,7 +113,7 @@ def draw_energy_shares(shares: Sequence[EnergyShare], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     rows = (("all" if share.layer is None else share.layer, *share[1:]) for share in shares)
-    _save(figure, path, EnergyShare._fields, rows)
+    save(figure, path, EnergyShare._fields, rows)
 
 
 def draw_course(course: Course, path: Path) -> None:
@@ -135,7 +135,7 @@ def draw_course(course: Course, path: Path) -> None:
     right.set_xlabel("times chosen")
     right.xaxis.set_major_locator(MaxNLocator(3, integer=True))
     right.set_title(f"of {len(course.history)} selections", **TITLE)
-    _save(
+    save(
         figure, path, ("step", "layer", "selected", "by_score"),
         (
             (made.step, layer, int(layer in made.layers), int(made.exploited))
@@ -162,7 +162,7 @@ def draw_scores(course: Course, path: Path) -> None:
     figure.colorbar(axes.pcolormesh(*edges, scores, cmap="cividis", norm=norm), ax=axes, label="score (gradient norm)")
     _label(axes, course.layers)
     axes.set_title("Layer scores, from one selection to the next", **TITLE)
-    _save(
+    save(
         figure, path, ("step", "layer", "score"),
         (
             (made.step, layer, score)
@@ -194,7 +194,7 @@ def draw_k_ratio(points: Iterable[tuple[float, float, float]], path: Path) -> No
     axes.set_ylabel("accuracy (%)")
     axes.set_title("Sensitivity to k_ratio", **TITLE)
     axes.grid(alpha=0.3)
-    _save(figure, path, ("k_ratio", "accuracy", "half_width"), rows)
+    save(figure, path, ("k_ratio", "accuracy", "half_width"), rows)
 
 
 def draw_selections(axes: Axes, history: Sequence[Selection], layers: Sequence[int], steps: int) -> None:
@@ -273,7 +273,8 @@ def _pairs(one: LayerActivations) -> list[int | None]:
     return pairs
 
 
-def _save(figure: Figure, path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
+def save(figure: Figure, path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """Write a picture, and its numbers beside it."""
     figure.savefig(path, dpi=150)
     _write_table(path.with_suffix(".csv"), header, rows)
 

@@ -24,7 +24,7 @@ from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.storage.locking import alone_in
 from rosa.training.data import load_rows, tokenize
 from rosa.training.finetune_arguments import FinetuneArguments
-from rosa.training.methods import ROSA, attach, callbacks, resumes, trainable
+from rosa.training.methods import OURS, attach, callbacks, resumes, trainable
 from rosa.training.resuming import changes, checkpoints, fault, is_finished, last_checkpoint, made_with, unsaved_told
 from rosa.training.selective_trainer import SelectiveTrainer
 from rosa.training.trainer import RosaTrainer
@@ -76,7 +76,7 @@ def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrain
 
     set_seed(args.seed)  # before the adapter draws its first weights
     model = attach(load_model(job.model), job.method, config=config, settings=settings)
-    trainer_class = RosaTrainer if job.method == ROSA else SelectiveTrainer
+    trainer_class = RosaTrainer if job.method in OURS else SelectiveTrainer
     with ExitStack() as lock, _missing_packages_told():
         trainer = trainer_class(
             model,

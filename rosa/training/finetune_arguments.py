@@ -1,4 +1,4 @@
-"""What `rosa train` takes: options of RoSA and of transformers, from a YAML file and from the command line."""
+"""What `rosa train` takes: options of RoSA, RoAd and transformers, from a YAML file and from the command line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from argparse import ArgumentError, Namespace
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -13,9 +14,12 @@ from typing import Any, Literal, NoReturn
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 
-from rosa.adapters.config import ADAPTER_DTYPES, RosaConfig
+from rosa.adapters.card import PAPERS
+from rosa.adapters.config import ADAPTER_DTYPES, VARIANTS, AdapterConfig, RoadConfig, RosaConfig
+from rosa.selection.scored_layers import SCORES
 from rosa.storage.settings import as_arguments, check_keys, load_settings, mapping
-from rosa.training.methods import METHODS, ROSA
+from rosa.training.methods import METHODS, OURS, ROAD, ROSA
+from rosa.training.selecting import default_score, selects
 
 # Where they differ from those of TrainingArguments: the paper's, and those of the command line.
 TRAINING_DEFAULTS = {
@@ -27,6 +31,17 @@ TRAINING_DEFAULTS = {
     "gradient_accumulation_steps": 2,
     "logging_steps": 10.0,
     "report_to": "none",
+}
+
+# Where a method's differ from these: its own paper's. How many rows a step has and how many epochs there are is of the
+# data and the machine, and stays.
+DEFAULTS_OF = {
+    ROAD: {
+        "learning_rate": 3e-3,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 0.1,
+        "train_norms": RoadConfig.train_norms,
+    },
 }
 
 # Options of which a run could make nothing, or nothing but nan.
@@ -43,7 +58,8 @@ def _option(default: object, text: str):
 
 @dataclass
 class FinetuneArguments:
-    """What `rosa train` takes beside transformers' TrainingArguments."""
+    """What `rosa train` takes beside transformers' TrainingArguments: among it the fields of RosaConfig and RoadConfig,
+    by their names."""
 
     _argument_group_name = "RoSA"
 
@@ -51,7 +67,9 @@ class FinetuneArguments:
     data: str = field(metadata={"help": ".json or .jsonl file with instruction, input, output; or a dataset's name"})
     val_size: int = _option(0, "rows held out for evaluation (paper: 300)")
     max_length: int = _option(2048, "tokens after which a row is cut off")
-    method: Literal[METHODS] = _option(ROSA, "RoSA, or a baseline of peft's with the paper's settings")
+    method: Literal[METHODS] = _option(
+        ROSA, "RoSA, RoAd (with its own paper's learning rate and schedule), or a baseline of peft's with the paper's"
+    )
     peft: str | None = _option(None, "JSON: settings of the baseline other than the paper's, as peft names them")
     train_on_prompt: bool = _option(False, "learn the prompt too, not the response alone")
     resume: bool = _option(False, "continue from the last complete checkpoint of --output, if there is one")
@@ -60,22 +78,44 @@ class FinetuneArguments:
     r_low: float = _option(RosaConfig.r_low, "share of the rotary pairs that is enhanced, from the lowest frequency")
     alpha: float = _option(RosaConfig.alpha, "strength of the enhancement")
     rank: int = _option(RosaConfig.rank, "inner size of the low-rank projections")
-    train_norms: bool = _option(RosaConfig.train_norms, "train the norms of the adapted layers")
+    variant: Literal[VARIANTS] = _option(
+        RoadConfig.variant, "of RoAd: an angle and a scale a pair of outputs (1), a row (2), or two a row (4)"
+    )
+    targets: list[str] = field(
+        default_factory=lambda: [RoadConfig.targets],
+        metadata={"help": "of RoAd: all-linear, or the ends of the linear layers' names, such as q_proj v_proj"},
+    )
+    pairing: str = _option(RoadConfig.pairing, "of RoAd: neighbours, half, rope, or peft's group size")
+    train_norms: bool = _option(RosaConfig.train_norms, "train the norms of the adapted layers; of RoAd false")
     norm_learning_rate: float | None = _option(None, "learning rate of the norms; default: --learning_rate")
     layers: list[int] | None = field(default=None, metadata={"help": "indices of the decoder layers to adapt, from 0"})
     adapter_dtype: Literal[ADAPTER_DTYPES] = _option(RosaConfig.adapter_dtype, "dtype of the adapter's parameters")
 
-    dls: bool | None = _option(None, "Dynamic Layer Selection; default: true for RoSA, false for the baselines")
+    dls: bool | None = _option(None, "Dynamic Layer Selection; default: true for RoSA, false for all others")
     dls_k_ratio: float = _option(0.5, "share of the layers that is selected")
     dls_interval: int = _option(40, "steps from one selection to the next")
     dls_warmup_steps: int = _option(0, "steps before the first selection")
     dls_p_exploit: float = _option(0.8, "probability of taking the best layers instead of random ones")
     dls_mode: Literal["skip", "mask"] = _option("skip", "freeze the other layers, or drop their gradients")
+    dls_score: Literal[SCORES] | None = _option(
+        None, "whose gradients rank the layers; default: the norms', or the adapter's of RoAd whose norms do not train"
+    )
     dls_seed: int | None = _option(None, "seed of the selection; default: --seed")
 
     @property
-    def config(self) -> RosaConfig:
-        return RosaConfig(**{f.name: getattr(self, f.name) for f in fields(RosaConfig)})
+    def config(self) -> AdapterConfig | None:
+        """The configuration of RoSA or of RoAd; None for a baseline.
+
+        Raises:
+            TypeError, ValueError: a field of it is out of its range.
+        """
+        if self.method not in OURS:
+            return None
+        given = vars(self) | {
+            "targets": RoadConfig.targets if self.targets == [RoadConfig.targets] else self.targets,
+            "pairing": int(self.pairing) if self.pairing.isdecimal() else self.pairing,
+        }
+        return OURS[self.method](**{f.name: given[f.name] for f in fields(OURS[self.method])})
 
     @property
     def peft_settings(self) -> dict[str, object]:
@@ -94,7 +134,17 @@ class FinetuneArguments:
         if not _selects(self.method, self.dls):
             return None
         given = {name.removeprefix("dls_"): value for name, value in vars(self).items() if name.startswith("dls_")}
-        return given | {"seed": seed if self.dls_seed is None else self.dls_seed}
+        return given | {
+            "seed": seed if self.dls_seed is None else self.dls_seed,
+            "score": default_score(self.config) if self.dls_score is None else self.dls_score,
+        }
+
+    def settings(self, seed: int) -> dict[str, object]:
+        """Every option that a run with this seed reads, by name, as its checkpoints know it."""
+        unread, selection = unread_options(self.method, self.dls), self.layer_selection(seed)
+        read = {n: value for n, value in vars(self).items() if n not in unread and not n.startswith("dls")}
+        of_selection = {f"dls_{name}": value for name, value in (selection or {}).items()}
+        return read | {"peft": self.peft_settings, "dls": selection is not None} | of_selection
 
 
 class _Parser(HfArgumentParser):
@@ -126,6 +176,7 @@ def parse(argv: list[str]) -> tuple[FinetuneArguments, TrainingArguments]:
     found, rest = config.parse_known_args(argv)
     settings = {} if found.config is None else _from_file(found.config)
     given = vars(parser.parse_args(as_arguments(settings) + rest))
+    parser.set_defaults(**DEFAULTS_OF.get(given["method"], {}))
     # A file may serve other methods than its own: what it says to that one alone is not for this one.
     of_its_own = unread_options(given["method"], given["dls"]) - unread_options(
         settings.get("method", ROSA), settings.get("dls")
@@ -161,13 +212,14 @@ def unread_options(method: str, dls: bool | None) -> set[str]:
         method (str): one of METHODS.
         dls (bool or None): as the option of this name.
     """
-    of_others = {"peft"} if method == ROSA else {f.name for f in fields(RosaConfig)}
+    own = {name: {f.name for f in fields(config)} for name, config in OURS.items()}
+    of_others = {"peft"}.union(*own.values()) - own.get(method, {"peft"})
     of_selection = {f.name for f in fields(FinetuneArguments) if f.name.startswith("dls_")}
     return of_others if _selects(method, dls) else of_others | of_selection
 
 
 def _selects(method: str, dls: bool | None) -> bool:
-    return method == ROSA if dls is None else dls
+    return selects(method) if dls is None else dls
 
 
 def _check_read(parser: HfArgumentParser, words: list[str], given: dict) -> None:
@@ -178,12 +230,20 @@ def _check_read(parser: HfArgumentParser, words: list[str], given: dict) -> None
     if of_selection:
         parser.error(f"layer selection is off, and nothing else reads {', '.join(of_selection)}: give --dls true too")
     if "peft" in unread:
-        parser.error("--peft holds the settings of a baseline, and the method is RoSA: give --method too")
+        title = PAPERS[given["method"]].title
+        parser.error(f"--peft holds the settings of a baseline, and the method is {title}: give --method too")
     if unread:
-        parser.error(
-            f"{', '.join(sorted(unread))}: RoSA's alone, and the method is {given['method']}, whose settings stand in "
-            "--peft, such as --peft '{\"r\": 4}'"
-        )
+        in_peft = "" if given["method"] in OURS else ", whose settings stand in --peft, such as --peft '{\"r\": 4}'"
+        parser.error(f"{_with_owners(unread)}, and the method is {given['method']}{in_peft}")
+
+
+def _with_owners(names: Iterable[str]) -> str:
+    """Options, and whose they are, in words."""
+    by_owners: dict[str, list[str]] = {}
+    for name in sorted(names):
+        owners = [f"{PAPERS[own].title}'s" for own, config in OURS.items() if name in {f.name for f in fields(config)}]
+        by_owners.setdefault(" and ".join(owners), []).append(name)
+    return ", ".join(f"{', '.join(group)}: {owners} alone" for owners, group in by_owners.items())
 
 
 def _check_range(given: dict) -> None:
@@ -200,7 +260,8 @@ def _parser() -> HfArgumentParser:
         [FinetuneArguments, TrainingArguments],
         prog="rosa train",
         usage="rosa train [--config FILE] --model MODEL --data DATA --output FOLDER [options]",
-        description="Fine-tune a model with RoSA. Takes every field of transformers' TrainingArguments too.",
+        description="Fine-tune a model with RoSA, RoAd or a method of peft's. Takes every field of transformers' "
+        "TrainingArguments too.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, help="YAML file of these options; those on the command line count more")

@@ -1,6 +1,6 @@
-"""The fine-tuning methods that RoSA is compared with, through peft, and adapters of either kind.
+"""The fine-tuning methods: RoSA and RoAd, and through peft those that RoSA is compared with.
 
-The settings are those of the paper's baselines; what it does not name is peft's default.
+The settings of the latter are those of the paper's baselines; what it does not name is peft's default.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import TrainerCallback
 
-from rosa.adapters.config import RosaConfig
+from rosa.adapters import plan
+from rosa.adapters.card import PAPERS
+from rosa.adapters.config import AdapterConfig
 from rosa.adapters.disk import load_adapter
 from rosa.adapters.folder import PEFT_CONFIG_NAME, WEIGHTS_NAME, is_peft, local_folder, read_description
 from rosa.adapters.parameters import count_parameters
@@ -24,7 +26,8 @@ from rosa.adapters.record import is_patched
 from rosa.models.decoder import decoder_layers
 from rosa.storage.settings import check_keys
 
-ROSA = "rosa"
+ROSA, ROAD = "rosa", "road"
+OURS = {name: method.config for name, method in plan.METHODS.items()}  # the configurations of our own
 
 
 class Baseline(NamedTuple):
@@ -55,32 +58,34 @@ BASELINES = {
     "bone": Baseline(peft.MissConfig, {"r": 16, "init_weights": "bat", **_LINEARS}),
     "ln_tuning": Baseline(peft.LNTuningConfig, {}),
 }
-METHODS = (ROSA, *BASELINES)
+METHODS = (*OURS, *BASELINES)
 
 
 def attach(
-    model: nn.Module, method: str, *, config: RosaConfig | None = None, settings: Mapping[str, Any] | None = None
+    model: nn.Module, method: str, *, config: AdapterConfig | None = None, settings: Mapping[str, Any] | None = None
 ) -> nn.Module:
     """Make a model trainable by one method, everything else of it frozen.
 
     Args:
         model (nn.Module): a causal language model; it may stand on the meta device.
         method (str): one of METHODS.
-        config (RosaConfig, optional): RoSA's settings; None takes the paper's.
+        config (RosaConfig or RoadConfig, optional): the settings of RoSA or of RoAd; None takes the defaults.
         settings (mapping, optional): arguments of a baseline's configuration in peft, in place of the paper's.
 
     Returns:
         nn.Module: the patched model itself, or peft's wrapper of it.
 
     Raises:
-        ValueError: an unknown method or setting, or a method that does not fit the model.
+        ValueError: an unknown method or setting, settings of another method, or a method that does not fit the model.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
-    if method == ROSA:
+    if config is not None and type(config) is not OURS.get(method):
+        raise ValueError(f"a {type(config).__name__} was given for the method {method}")
+    if method in OURS:
         if settings:
-            raise ValueError(f"settings of peft were given for RoSA: {dict(settings)}")
-        return patch(model, config)
+            raise ValueError(f"settings of peft were given for {PAPERS[method].title}: {dict(settings)}")
+        return patch(model, OURS[method]() if config is None else config)
     baseline = BASELINES[method]
     check_keys(settings or {}, [field.name for field in fields(baseline.config)], f"settings of {method}")
     merged = {"task_type": "CAUSAL_LM", **baseline.settings, **(settings or {})}
@@ -95,7 +100,7 @@ def attach(
 
 
 def load_trained(model: nn.Module, source: str | os.PathLike) -> nn.Module:
-    """Load an adapter of RoSA's or of peft's into a model.
+    """Load an adapter into a model: RoSA's, RoAd's or one of peft's.
 
     Args:
         model (nn.Module): a model of the adapter's base.

@@ -9,7 +9,6 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,22 +138,14 @@ def made_with(job: FinetuneArguments, args: TrainingArguments, rows: Sequence[di
     """What a run is made with, as its checkpoints know it: digests of the base and of the rows, and every setting.
 
     Args:
-        job (FinetuneArguments): RoSA's part of the settings.
+        job (FinetuneArguments): this package's part of the settings.
         args (TrainingArguments): transformers' part; tokens are masked.
         rows (sequence of dict): all that is trained on or held out.
 
     Raises:
         OSError, ValueError: the base is not there.
     """
-    selection = job.layer_selection(args.seed)
-    of_rosa = {name: value for name, value in asdict(job).items() if not name.startswith("dls")}
-    settings = {
-        **of_rosa,
-        "peft": job.peft_settings,
-        "dls": selection is not None,
-        **{f"dls_{name}": value for name, value in (selection or {}).items()},
-        **args.to_dict(),
-    }
+    settings = job.settings(args.seed) | args.to_dict()
     made = {
         "base": base_digest(job.model),
         "data": digest(list(rows)),
@@ -168,7 +159,7 @@ def made_with(job: FinetuneArguments, args: TrainingArguments, rows: Sequence[di
 def changes(checkpoint: str, now: Mapping[str, Any]) -> str | None:
     """What has changed since a checkpoint was made and may, in words; None for nothing.
 
-    Settings that only one of two versions of transformers knows are not compared.
+    Settings that only one of two versions knows, of this package or of transformers, are not compared.
 
     Args:
         checkpoint (str): its folder.

@@ -1,4 +1,4 @@
-"""`RosaTrainer`: a SelectiveTrainer with RoSA's adapters for checkpoints."""
+"""`RosaTrainer`: a SelectiveTrainer with adapters of RoSA or RoAd for checkpoints."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,39 +17,44 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINING_ARGS_N
 
 from rosa.adapters.disk import load_adapter
 from rosa.adapters.parameters import trainable_parameters
-from rosa.adapters.record import is_patched
+from rosa.adapters.plan import method_of
+from rosa.adapters.record import is_patched, patched
 from rosa.adapters.saving import save_adapter
 from rosa.adapters.switching import active_adapter
 from rosa.models.sharding import shard_state, whole_state
 from rosa.training.resuming import unloadable_told
+from rosa.training.selecting import default_score, selects
 from rosa.training.selective_trainer import SelectiveTrainer
+
+AUTO = "auto"
 
 
 class RosaTrainer(SelectiveTrainer):
     """A `transformers.Trainer` for a model that `rosa.patch` has patched.
 
-    It wraps the optimizer in DynamicLayerSelection, logs every selection, saves the adapter alone at checkpoints,
-    resumes from it, and stops at a loss that is not finite on any rank, before the optimizer has moved; the last
-    checkpoint stays as it is. In batches of text that are padded on the left it counts positions from each row's first
-    token, as `generate` does.
+    It wraps the optimizer in DynamicLayerSelection, where layers are selected, logs every selection, saves the adapter
+    alone at checkpoints, resumes from it, and stops at a loss that is not finite on any rank, before the optimizer has
+    moved; the last checkpoint stays as it is. In batches of text that are padded on the left it counts positions from
+    each row's first token, as `generate` does.
 
     A checkpoint is the same in a single process, under DDP and under FSDP2: a run under any of them resumes from it.
     Under DeepSpeed it has DeepSpeed's own files too, from which a run of as many processes under DeepSpeed resumes.
 
     Args:
-        model (nn.Module): a patched model.
+        model (nn.Module): a patched model; its active adapter trains.
         args (TrainingArguments, optional): as for Trainer.
-        dls (mapping or None): keyword arguments of DynamicLayerSelection, which has the paper's defaults; None trains
-            every layer at every step. With `torch_compile=True` and mode "skip" each decoder layer is compiled on its
-            own.
+        dls (mapping, None or "auto"): keyword arguments of DynamicLayerSelection, which has the paper's defaults; None
+            trains every layer at every step. "auto" is as the adapter's paper has it: {} for RoSA, None for RoAd. A
+            RoAd whose norms do not train is scored by its own gradients (score="adapter") if nothing else is said.
+            With `torch_compile=True` and mode "skip" each decoder layer is compiled on its own.
         **kwargs: SelectiveTrainer's and Trainer's other arguments.
 
     Attributes:
         layer_selection (DynamicLayerSelection or None): the wrapped optimizer, once training has begun.
 
     Raises:
-        ValueError: the model is not patched, or Accelerate is configured for FSDP1, or
-            DeepSpeed for an optimizer of its own.
+        ValueError: the model is not patched, `dls` is another word than "auto", or Accelerate is configured for FSDP1,
+            or DeepSpeed for an optimizer of its own.
     """
 
     def __init__(
@@ -58,13 +62,13 @@ class RosaTrainer(SelectiveTrainer):
         model: nn.Module,
         args: TrainingArguments | None = None,
         *,
-        dls: Mapping[str, Any] | None = MappingProxyType({}),
+        dls: Mapping[str, Any] | Literal["auto"] | None = AUTO,
         **kwargs: Any,
     ):
         if not is_patched(model):
             raise ValueError(f"RosaTrainer trains patched models: call rosa.patch on this {type(model).__name__} first")
         with _carrying_an_adapter(model):
-            super().__init__(model, args, dls=dls, **kwargs)
+            super().__init__(model, args, dls=_selection(model, dls), **kwargs)
         if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
             raise ValueError("RosaTrainer runs under FSDP2: set fsdp_version to 2 in the configuration of FSDP")
         self.data_collator = functools.partial(_count_positions, self.data_collator)
@@ -132,6 +136,16 @@ class RosaTrainer(SelectiveTrainer):
         if self.is_deepspeed_enabled:
             return super()._load_best_model()
         load_adapter(self.model, self.state.best_model_checkpoint, active_adapter(self.model))
+
+
+def _selection(model: nn.Module, dls: Mapping[str, Any] | str | None) -> dict[str, Any] | None:
+    """The keyword arguments of layer selection, what was left to the active adapter decided."""
+    if isinstance(dls, str) and dls != AUTO:
+        raise ValueError(f'dls must be arguments of DynamicLayerSelection, None or "{AUTO}", got {dls!r}')
+    config = patched(model)[1].active_adapter.config
+    if dls == AUTO:
+        dls = {} if selects(method_of(config)) else None
+    return None if dls is None else {"score": default_score(config), **dls}
 
 
 def _count_positions(collate: Callable[[list], Any], rows: list) -> Any:

@@ -186,6 +186,7 @@ def test_info_shows_versions_gpu_backends_and_environment(capsys, monkeypatch):
     monkeypatch.setenv("ROSA_BACKEND", "reference")
     main(["info"])
     text = capsys.readouterr().out
+    assert re.search("^adapters +RoSA, RoAd$", text, re.MULTILINE)
     for name in ("rosa", "Python", "torch", "triton", "transformers", "peft", "accelerate"):
         assert re.search(rf"^{name} +(\d+\.\d+|not installed)", text, re.MULTILINE)
     assert re.search(r"^GPU +" + (".* GiB, sm_" if torch.cuda.is_available() else "no GPU"), text, re.MULTILINE)
@@ -255,6 +256,24 @@ def test_norms_take_the_learning_rate_that_is_given_for_them(base, data, tmp_pat
     norms = {name: tensor for name, tensor in tensors.items() if "layernorm" in name}
     assert len(norms) == 4 and all((tensor - 1).abs().max() > 0.4 for tensor in norms.values())
     assert all(tensor.abs().max() < 1e-6 for name, tensor in tensors.items() if name.endswith(".up"))
+
+
+def test_road_trains_answers_and_is_evaluated_and_inspected(base, data, tmp_path, capsys):
+    output = tmp_path / "output"
+    main(train_args(base, data, output, "--method", "road", "--max_steps", 60))
+    falling = losses(output)
+    assert sum(falling[-3:]) < 0.5 * sum(falling[:3])
+    main(["generate", "--model", str(base), "--adapter", str(output), "--instruction", ROWS[3]["instruction"]])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("the word is ")
+    task = tmp_path / "words"
+    task.mkdir()
+    (task / "test.json").write_text(json.dumps([{**row, "answer": row["output"]} for row in ROWS]))
+    (task / "task.json").write_text('{"answer": "text"}')
+    options = ["--adapter", str(output), "--tasks", "words", "--data-dir", str(tmp_path)]
+    main(["evaluate", "--model", str(base), *options, "--output", str(tmp_path / "found"), "--max-new-tokens", "12"])
+    assert json.loads((tmp_path / "found" / "results.json").read_text())["tasks"]["words"]["correct"] > 3
+    main(["inspect", "--adapter", str(output), "--output", str(tmp_path / "angles")])
+    assert "self_attn.q_proj" in capsys.readouterr().out and (tmp_path / "angles" / "angles.png").is_file()
 
 
 def test_tokenizer_without_pad_token_pads_with_eos(base, data, tmp_path):

@@ -16,9 +16,12 @@ import psutil
 import pytest
 import yaml
 from scipy import stats
+from transformers import AutoModelForCausalLM
 
+import rosa
 from rosa.cli import main
 from rosa.comparison.cell import _goes_on, read_result
+from rosa.comparison.fit import check_fit, check_options
 from rosa.comparison.inputs import read_inputs
 from rosa.comparison.plan import Comparison, load_comparison
 from rosa.comparison.report import read_outcomes
@@ -417,6 +420,46 @@ def test_no_file_and_no_yaml(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["compare", "--config", str(tmp_path / "c.yaml")])
         assert message in capsys.readouterr().err
+
+
+def test_road_has_its_cell_and_its_row_and_is_no_baseline(files, tmp_path):
+    methods = {"RoAd_1": {"method": "road", "variant": 1, "targets": ["q_proj", "v_proj"]}}
+    config = write(tmp_path, files, methods=methods, seeds=[1], side_tasks=None)
+    comparison = load_comparison(config)
+    assert not comparison.is_baseline("RoAd_1")
+    model = AutoModelForCausalLM.from_pretrained(files / "base")
+    trained, total, _ = rosa.count_parameters(rosa.patch(model, rosa.RoadConfig(1, ("q_proj", "v_proj"))))
+    cell = comparison.cell(comparison.models[0], "RoAd_1", 1)
+    assert check_fit(cell) == (trained, total)
+    main(["compare", "--config", str(config)])
+    _, outcome = read_outcomes(tmp_path / "out" / "outcomes.jsonl")
+    assert (outcome["method"], outcome["trainable"], outcome["total"]) == ("RoAd_1", trained, total)
+    assert "| RoAd_1 | 0.01 |" in (tmp_path / "out" / "table-base.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"method": "road", "rank": 4}, "methods: RoAd: nothing reads rank in a run of this method"),
+        ({"method": "lora", "variant": 1}, "methods: RoAd: nothing reads variant in a run of this method"),
+        ({"method": "road", "pairing": "heads"}, "method RoAd: pairing must be 'neighbours'"),
+        ({"method": "road", "targets": ["qq"]}, "method RoAd: targets names 'qq', which there is none of"),
+    ],
+)
+def test_wrong_options_of_road_are_told_before_any_training(files, tmp_path, options, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "--config", str(write(tmp_path, files, methods={"RoAd": options}))])
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_the_comparison_of_roads_variants_is_whole():
+    comparison = load_comparison(ROOT / "configs" / "road.yaml")
+    for method in comparison.methods:
+        cell = comparison.cell(comparison.models[0], method, comparison.seeds[0])
+        check_options(cell)
+        rate = 3e-3 if method.startswith("RoAd") else 1e-3
+        assert parse(cell.arguments)[1].learning_rate == rate
 
 
 @pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "configs" / "paper").glob("*.yaml")))

@@ -331,3 +331,16 @@ def test_padding_that_cannot_be_told_apart_is_refused():
     del batch["position_ids"]
     with pytest.raises(ValueError, match="padding cannot be told apart"):
         measure(model, [batch])
+
+
+def test_what_road_scales_is_measured_scaled(make_model, batch):
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    model = make_model()
+    plain = measure(model, [inputs])
+    rosa.patch(model, rosa.RoadConfig(1, ("q_proj",), layers=(3,)))
+    torch.nn.init.constant_(model.model.layers[3].self_attn.q_proj.road.alpha, 2.0)
+    found = measure(model, [inputs])
+    for before, after in zip(plain, found, strict=True):
+        factor = 2 if before.layer == 3 else 1
+        torch.testing.assert_close(after.norms("queries"), factor * before.norms("queries"), rtol=1e-5, atol=0)
+        torch.testing.assert_close(after.norms("keys"), before.norms("keys"), rtol=1e-5, atol=0)

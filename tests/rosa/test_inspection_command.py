@@ -135,7 +135,7 @@ def error(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "one of the arguments --model --run is required"),
+        ([], "one of the arguments --model --run --adapter is required"),
         (["--model", "m", "--run", "r"], "argument --run: not allowed with argument --model"),
         (["--model", "m"], "one of the arguments --text --data is required with --model"),
         (["--model", "m", "--text", "t", "--data", "d"], "argument --data: not allowed with argument --text"),

@@ -1,4 +1,5 @@
-"""Trains with RosaTrainer under the engine that launched it: `finetune.py FOLDER OPTIONS`, the options in JSON."""
+"""Trains with RosaTrainer under the engine that launched it: `finetune.py FOLDER OPTIONS`, the options in JSON; with
+`methods`, one after the other in folders of their names."""
 
 import json
 import os
@@ -13,7 +14,7 @@ import rosa
 from rosa.adapters.parameters import adapter_parameters
 from rosa.models.sharding import whole
 from rosa.training.processes import leave_process_groups
-from tests.rosa.conftest import make_patched
+from tests.rosa.conftest import make_model, make_patched
 
 STEPS, GLOBAL_BATCH = 12, 4
 
@@ -29,8 +30,13 @@ class At(TrainerCallback):
             self.act(control)
 
 
-def make_trainer(folder, *, world=1, dls=None, **arguments):
-    model = make_patched(config=rosa.RosaConfig(rank=4, adapter_dtype="float64"), dtype=torch.float64)
+def make(method="rosa"):
+    if method == "road":
+        return rosa.patch(make_model(dtype=torch.float64), rosa.RoadConfig(adapter_dtype="float64"))
+    return make_patched(config=rosa.RosaConfig(rank=4, adapter_dtype="float64"), dtype=torch.float64)
+
+
+def make_trainer(folder, *, method="rosa", world=1, dls=None, **arguments):
     rows = torch.randint(3, 96, (64, 9), generator=torch.Generator().manual_seed(5))
     data = [{"input_ids": row, "labels": row} for row in rows]
     settings = dict(
@@ -42,7 +48,8 @@ def make_trainer(folder, *, world=1, dls=None, **arguments):
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         # Accelerate turns FSDP on for accelerators only, and runs DDP on a CPU without a word.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    return rosa.RosaTrainer(model, arguments, dls={"interval": 5} | (dls or {}), train_dataset=data)
+    dls = "auto" if method == "road" else {"interval": 5} | (dls or {})
+    return rosa.RosaTrainer(make(method), arguments, dls=dls, train_dataset=data)
 
 
 def values(trainer):
@@ -74,12 +81,15 @@ def main(folder, *, stop_at=None, resume=False, die_at=None, poison_at=None, **o
         sys.exit(f"rank {rank}: FloatingPointError: {error}")
     made = {
         "values": values(trainer),
-        "history": trainer.layer_selection.history,
+        "history": trainer.layer_selection.history if trainer.layer_selection else [],
         "engine": str(trainer.accelerator.distributed_type),
     }
     torch.save(made, f"{folder}/rank{rank}.pt")
-    leave_process_groups()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], **json.loads(sys.argv[2]))
+    options = json.loads(sys.argv[2])
+    methods = options.pop("methods", None)
+    for name in methods or ["rosa"]:
+        main(f"{sys.argv[1]}/{name}" if methods else sys.argv[1], method=name, **options)
+    leave_process_groups()

@@ -31,6 +31,7 @@ JOBS = {
     ),
     "zero2-offload": dict(stage=2, dls={}, zero={"offload_optimizer": {"device": "cpu"}}),
     "zero2-lora": dict(stage=2, dls={}, model={"lora": True}),
+    "zero2-road": dict(stage=2, dls={}, model={"road": True}),
     "zero1-bf16": dict(stage=1, dls={}, bf16=True, data_types={"grad_accum_dtype": "fp32"}),  # BF16_Optimizer
     "zero2-bf16": dict(stage=2, dls={}, bf16=True),
     "zero3-bf16": dict(stage=3, dls={}, bf16=True),
@@ -119,12 +120,14 @@ def test_what_cannot_be_had_is_refused(ran, name):
 
 @pytest.fixture(scope="module")
 def trained_alone(tmp_path_factory):
-    """A folder with a base model and `alone`, what RosaTrainer makes of it in a single process; and its selections."""
+    """A folder with a base model and `rosa` and `road`, what RosaTrainer makes of it in a single process; and the
+    selections of the former."""
     folder = tmp_path_factory.mktemp("finetune")
     make_model().save_pretrained(folder / "base")
-    trainer = make_trainer(folder, "alone")
-    trainer.train()
-    trainer.save_model()
+    for method in ("road", "rosa"):
+        trainer = make_trainer(folder, method, method=method)
+        trainer.train()
+        trainer.save_model()
     return folder, trainer.layer_selection.history
 
 
@@ -133,15 +136,17 @@ def test_rosa_trainer_under_zero_stops_resumes_and_saves_what_one_process_does(l
     folder, history = trained_alone
     status, output = launch("torchrun", "zero_finetune.py", folder, stage)
     assert status == 0, output[-4000:]
-    for rank in (0, 1):
-        made = torch.load(folder / f"zero{stage}" / f"rank{rank}.pt", weights_only=True)
-        assert [selection[:3] for selection in made["history"]] == [selection[:3] for selection in history]
-        assert "load the adapter before deepspeed.initialize" in made["error"]
-    alone, ours = (load_file(folder / name / WEIGHTS_NAME) for name in ("alone", f"zero{stage}"))
-    assert alone.keys() == ours.keys()
-    for name, value in alone.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
-    checkpoint = folder / f"zero{stage}" / "checkpoint-6"
-    rosa.load_adapter(AutoModelForCausalLM.from_pretrained(folder / "base"), checkpoint)
-    with pytest.raises(ValueError, match="checkpoint-6 was written under DeepSpeed.*rosa.load_adapter"):
-        make_trainer(folder, "alone").train(resume_from_checkpoint=str(checkpoint))
+    for method, expected in (("rosa", history), ("road", [])):
+        under_zero = folder / f"{method}-zero{stage}"
+        for rank in (0, 1):
+            made = torch.load(under_zero / f"rank{rank}.pt", weights_only=True)
+            assert [selection[:3] for selection in made["history"]] == [selection[:3] for selection in expected]
+            assert "load the adapter before deepspeed.initialize" in made["error"]
+        alone, ours = (load_file(place / WEIGHTS_NAME) for place in (folder / method, under_zero))
+        assert alone.keys() == ours.keys()
+        for name, value in alone.items():
+            torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
+        checkpoint = under_zero / "checkpoint-6"
+        rosa.load_adapter(AutoModelForCausalLM.from_pretrained(folder / "base"), checkpoint)
+        with pytest.raises(ValueError, match="checkpoint-6 was written under DeepSpeed.*rosa.load_adapter"):
+            make_trainer(folder, method, method=method).train(resume_from_checkpoint=str(checkpoint))

@@ -40,6 +40,9 @@ JOBS = {
     "ddp-lora-every-step": dict(engine="ddp", steps=7, model={"lora": True}, dls={"interval": 1}, give="inner"),
     "fsdp2-lora": dict(engine="fsdp2", steps=BETWEEN, model={"lora": True}),
     "ddp-adapter": dict(engine="ddp", steps=BETWEEN, model={"lora": True}, dls={"score": "adapter"}),
+    # RoAd, of which queries and keys go through RoPE at once.
+    "ddp-road": dict(engine="ddp", steps=BETWEEN, model={"road": True}, dls={"score": "adapter"}),
+    "fsdp2-road": dict(engine="fsdp2", steps=BETWEEN, model={"road": True}, dls={"score": "adapter"}),
     # Where layers cannot be frozen.
     "ddp-static": dict(engine="ddp", steps=BETWEEN, ddp={"static_graph": True}, count=True),
     "ddp-stateful-hook": dict(engine="ddp", steps=BETWEEN, hook="stateful", count=True),

@@ -7,49 +7,56 @@ import torch
 
 import rosa
 from rosa.training.resuming import last_checkpoint
-from tests.rosa.conftest import make_patched
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
-from tests.scale.finetune import STEPS, make_trainer, values
+from tests.scale.finetune import STEPS, make, make_trainer, values
 
 CPU_BUILD = pytest.mark.skipif(torch.backends.cuda.is_built(), reason="fully_shard would take to the GPU by itself")
 
 
+METHODS = ("rosa", "road")  # with layer selection, and without
+
+
 @pytest.fixture(scope="module")
 def relay(launch, tmp_path_factory):
-    """One run in three parts, of DDP, FSDP2 and a single process, each resumed from the last one's checkpoint."""
+    """Of each method one run in three parts, of DDP, FSDP2 and a single process, each resumed from the last one's
+    checkpoint: its folder, and what the ranks of the first two made."""
     folder = tmp_path_factory.mktemp("relay")
-    made = {}
+    made = {method: {} for method in METHODS}
     for launcher, options in (("torchrun", dict(stop_at=6)), ("fsdp2", dict(stop_at=9, resume=True))):
-        status, output = launch(launcher, "finetune.py", folder, json.dumps(options))
+        status, output = launch(launcher, "finetune.py", folder, json.dumps(options | {"methods": METHODS}))
         assert status == 0, output[-4000:]
-        made[launcher] = [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
-    return folder, made
+        for method in METHODS:
+            files = [folder / method / f"rank{rank}.pt" for rank in (0, 1)]
+            made[method][launcher] = [torch.load(file, weights_only=False) for file in files]
+    return {method: (folder / method, made[method]) for method in METHODS}
 
 
 @CPU_BUILD
-def test_a_run_goes_on_under_any_other_engine(relay, tmp_path):
-    folder, made = relay
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_goes_on_under_any_other_engine(relay, tmp_path, method):
+    folder, made = relay[method]
     assert [made[launcher][0]["engine"] for launcher in made] == ["DistributedType.MULTI_CPU", "DistributedType.FSDP"]
-    straight, resumed = make_trainer(tmp_path), make_trainer(folder)
+    straight, resumed = make_trainer(tmp_path, method=method), make_trainer(folder, method=method)
     straight.train()
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == STEPS
-    assert [s[:3] for s in resumed.layer_selection.history] == [s[:3] for s in straight.layer_selection.history]
+    if method == "rosa":
+        assert [s[:3] for s in resumed.layer_selection.history] == [s[:3] for s in straight.layer_selection.history]
     ours, theirs = values(resumed), values(straight)
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-9, atol=1e-11)
-    assert not all(torch.equal(value, values(make_trainer(tmp_path))[name]) for name, value in theirs.items())
+    start = values(make_trainer(tmp_path, method=method))
+    assert not any(torch.equal(theirs[name], start[name]) for name in theirs if ".road." in name)
+    assert not all(torch.equal(theirs[name], start[name]) for name in theirs)
 
 
 @CPU_BUILD
-def test_checkpoints_of_sharded_models_hold_the_whole_adapter_and_no_base(relay):
-    folder, made = relay
+@pytest.mark.parametrize("method", METHODS)
+def test_checkpoints_of_sharded_models_hold_the_whole_adapter_and_no_base(relay, method):
+    folder, made = relay[method]
     checkpoints = {step: {file.name for file in (folder / f"checkpoint-{step}").iterdir()} for step in (6, 9)}
     assert checkpoints[6] == checkpoints[9]
-    fresh = rosa.load_adapter(
-        make_patched(config=rosa.RosaConfig(rank=4, adapter_dtype="float64"), dtype=torch.float64),
-        folder / "checkpoint-9",
-    )
+    fresh = rosa.load_adapter(make(method), folder / "checkpoint-9")
     loaded = dict(fresh.named_parameters())
     for rank in made["fsdp2"]:
         for name, value in rank["values"].items():

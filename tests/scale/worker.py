@@ -24,12 +24,16 @@ from rosa.training.processes import leave_process_groups
 from tests.rosa.conftest import make_model, make_patched
 
 ROWS = 4  # of the global batch
+TRAINED = ("roae", "road", "norm", "lora")  # in the names of what may train
 
 
-def build(lora=False, low_precision_base=False, **changes):
+def build(lora=False, road=False, low_precision_base=False, **changes):
     if low_precision_base:
         changes["dtype"] = torch.bfloat16
     config = rosa.RosaConfig(rank=4, adapter_dtype="float64")
+    if road:
+        model = make_model(**{"dtype": torch.float64} | changes)
+        return rosa.patch(model, rosa.RoadConfig(adapter_dtype="float64")).train()
     if not lora:
         return make_patched(config=config, dtype=torch.float64, **changes).train()
     model = make_model(**{"dtype": torch.float64} | changes)
@@ -86,7 +90,7 @@ def result(model, optimizer, traffic=()):
     names = [name.removeprefix("module.") for name, _ in model.named_parameters()]
     values = {name: whole(p.detach()).clone() for name, p in zip(names, model.parameters(), strict=True)}
     return {
-        "values": {name: value for name, value in values.items() if "roae" in name or "norm" in name or "lora" in name},
+        "values": {name: value for name, value in values.items() if any(part in name for part in TRAINED)},
         "base": sum(v.sum().item() for name, v in values.items() if "roae" not in name and "norm" not in name),
         "state": optimizer.state_dict(),
         "traffic": list(traffic),

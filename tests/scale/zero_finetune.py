@@ -1,4 +1,5 @@
-"""Trains with RosaTrainer under DeepSpeed, stops and resumes: `zero_finetune.py FOLDER STAGE`, FOLDER with a base."""
+"""Trains with RosaTrainer under DeepSpeed, stops and resumes: `zero_finetune.py FOLDER STAGE`, FOLDER with a base. RoSA
+first, then RoAd, which selects no layers."""
 
 import os
 import sys
@@ -21,7 +22,10 @@ class StopAt(TrainerCallback):
         control.should_training_stop = state.global_step == self.step
 
 
-def make_trainer(folder, output, *, world=1, deepspeed=None, stop=STEPS):
+METHODS = {"rosa": (rosa.RosaConfig(rank=4), {"interval": 4}), "road": (rosa.RoadConfig(), "auto")}
+
+
+def make_trainer(folder, output, *, method="rosa", world=1, deepspeed=None, stop=STEPS):
     arguments = TrainingArguments(
         output_dir=f"{folder}/{output}", max_steps=STEPS, per_device_train_batch_size=GLOBAL_BATCH // world,
         save_steps=STOP, logging_steps=1, learning_rate=1e-2, report_to=[], disable_tqdm=True, use_cpu=True, seed=11,
@@ -29,10 +33,11 @@ def make_trainer(folder, output, *, world=1, deepspeed=None, stop=STEPS):
     )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(f"{folder}/base")  # which ZeRO-3 partitions as it comes
     set_seed(0)
-    rosa.patch(model, rosa.RosaConfig(rank=4))
+    adapter, dls = METHODS[method]
+    rosa.patch(model, adapter)
     rows = torch.randint(3, 96, (64, 9), generator=torch.Generator().manual_seed(5))
     data = [{"input_ids": row, "labels": row} for row in rows]
-    return rosa.RosaTrainer(model, arguments, dls={"interval": 4}, train_dataset=data, callbacks=[StopAt(stop)])
+    return rosa.RosaTrainer(model, arguments, dls=dls, train_dataset=data, callbacks=[StopAt(stop)])
 
 
 def config(stage):
@@ -45,18 +50,21 @@ def config(stage):
 
 
 def main(folder, stage):
-    zero = dict(world=int(os.environ["WORLD_SIZE"]), deepspeed=config(stage))
-    make_trainer(folder, f"zero{stage}", stop=STOP, **zero).train()
-    resumed = make_trainer(folder, f"zero{stage}", **zero)
-    resumed.train(resume_from_checkpoint=True)
-    resumed.save_model()
-    made = {"history": [tuple(selection) for selection in resumed.layer_selection.history]}
-    try:
-        rosa.load_adapter(resumed.model, f"{folder}/zero{stage}/checkpoint-{STOP}")
-    except ValueError as error:
-        made["error"] = str(error)
-    torch.save(made, f"{folder}/zero{stage}/rank{dist.get_rank()}.pt")
-    dist.barrier()
+    for method in METHODS:
+        output = f"{method}-zero{stage}"
+        zero = dict(method=method, world=int(os.environ["WORLD_SIZE"]), deepspeed=config(stage))
+        make_trainer(folder, output, stop=STOP, **zero).train()
+        resumed = make_trainer(folder, output, **zero)
+        resumed.train(resume_from_checkpoint=True)
+        resumed.save_model()
+        selection = resumed.layer_selection
+        made = {"history": [] if selection is None else [tuple(selection) for selection in selection.history]}
+        try:
+            rosa.load_adapter(resumed.model, f"{folder}/{output}/checkpoint-{STOP}")
+        except ValueError as error:
+            made["error"] = str(error)
+        torch.save(made, f"{folder}/{output}/rank{dist.get_rank()}.pt")
+        dist.barrier()
     leave_process_groups()
 
 

@@ -16,11 +16,14 @@ from rosa.training.processes import leave_process_groups
 from tests.rosa.conftest import make_model, make_patched
 
 ROWS = 4  # of the global batch
+TRAINED = ("roae", "road", "layernorm", "lora")  # in the names of what may train
 STEPS, INTERVAL = 14, 4
 LEARNING = dict(lr=1e-2, weight_decay=0.1)
 
 
-def build(lora=False, **changes):
+def build(lora=False, road=False, **changes):
+    if road:
+        return rosa.patch(make_model(**changes), rosa.RoadConfig()).train()
     if not lora:
         return make_patched(**changes).train()
     return get_peft_model(make_model(**changes), LoraConfig(r=2, target_modules="all-linear")).train()
@@ -31,7 +34,7 @@ def rows(step):
 
 
 def trained(model):
-    return {n: p for n, p in model.named_parameters() if "roae" in n or "layernorm" in n or "lora" in n}
+    return {n: p for n, p in model.named_parameters() if any(part in n for part in TRAINED)}
 
 
 def values(model):

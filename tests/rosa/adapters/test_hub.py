@@ -41,6 +41,7 @@ def loaded(name, **options):
     fresh = rosa.load_adapter(make(), name, **options)
     return sorted({value.item() for p in rosa.trainable_parameters(fresh) for value in p.flatten()})
 
+turned = rosa.patch(make(), rosa.RoadConfig(variant=1))
 model = make()
 filled("one", 1.0)
 filled("two", 2.0)
@@ -100,6 +101,15 @@ def test_what_is_pushed_is_loaded_by_its_name(hub, ask):
     # Again, the other adapter: a commit more, and what is loaded is the new one.
     assert ask(push(OURS, adapter_name="one", commit_message="Better")) == f"{hub.url}/{OURS}/commit/{2:040x}"
     assert repository["commits"][1] == ("main", "Better") and ask(load(OURS)) == [1.0]
+
+
+def test_a_road_adapter_is_pushed_under_its_own_name(hub, ask):
+    assert ask(f"rosa.push_to_hub(turned, 'me/turned', token={TOKEN!r})").startswith(f"{hub.url}/me/turned/commit/")
+    repository = hub.repositories["me/turned"]
+    assert repository["commits"] == [("main", "Upload a RoAd adapter")]
+    card = ModelCard(repository["branches"]["main"]["README.md"].decode())
+    assert "road" in card.data.tags and "# RoAd adapter" in card.text
+    assert ask(load("me/turned")) == [0.0, 1.0]
 
 
 def test_branches_and_pull_requests(hub, ask):

@@ -1,4 +1,4 @@
-"""The baselines of peft: their settings, training through `rosa train`, and adapters of either kind."""
+"""The methods: training each through `rosa train`, the settings of peft's baselines, and adapters of every kind."""
 
 import json
 import os
@@ -154,11 +154,21 @@ def test_ln_tuning_trains_the_norms_of_the_layers_and_the_last_one(family, make_
         ("lora", {"target_modules": ["qq_proj"]}, "lora does not fit Qwen2ForCausalLM"),
         ("c3a", {}, "c3a does not fit Qwen2ForCausalLM"),
         ("rosa", {"r": 4}, "settings of peft were given for RoSA"),
+        ("road", {"r": 4}, "settings of peft were given for RoAd"),
     ],
 )
 def test_what_does_not_fit_is_refused(method, settings, message):
     with pytest.raises(ValueError, match=message):
         attach(tiny_model(300), method, settings=settings)
+
+
+@pytest.mark.parametrize("method", ["rosa", "road", "lora"])
+def test_a_configuration_of_another_method_is_refused(method):
+    model = tiny_model(300)
+    other = rosa.RosaConfig() if method == "road" else rosa.RoadConfig()
+    with pytest.raises(ValueError, match=f"a {type(other).__name__} was given for the method {method}"):
+        attach(model, method, config=other)
+    assert not rosa.is_patched(model)
 
 
 def test_rosa_does_not_fit_a_model_without_rotation():

@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import Trainer
 
+import rosa
 from rosa.storage.locking import alone_in
 from rosa.training.finetune import finetune
 from rosa.training.finetune_arguments import parse
@@ -221,6 +222,33 @@ def test_baselines_know_what_they_were_made_with_too(base, data, tmp_path):
     assert trainer.state.global_step == 3
 
 
+def test_road_knows_what_it_was_made_with(base, data, tmp_path, capsys):
+    road = ["--method", "road", "--max_steps", 2]
+    train(base, data, tmp_path, *road, "--variant", 1)
+    made = json.loads((tmp_path / "checkpoint-2" / "made_with.json").read_text())
+    assert (made["method"], made["variant"], made["train_norms"], made["dls"]) == ("road", 1, False, False)
+    assert not {"rank", "alpha", "dls_interval"} & made.keys()
+    for other, message in (
+        (["--variant", 2], "variant was 1, now 2"),
+        (["--variant", 1, "--targets", "q_proj"], r"targets was \['all-linear'\], now \['q_proj'\]"),
+        (["--variant", 1, "--dls", "true"], "dls was False, now True"),
+        (["--method", "rosa"], "method was road, now rosa"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(base, data, tmp_path, *road, *other, "--resume")
+    trainer = train(base, data, tmp_path, *road, "--variant", 1, "--max_steps", 3, "--resume")
+    assert trainer.state.global_step == 3 and "variant" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_from_before_an_option_existed_goes_on(base, data, copy, capsys):
+    file = copy / "checkpoint-4" / "made_with.json"
+    made = json.loads(file.read_text())
+    del made["dls_score"]
+    file.write_text(json.dumps(made))
+    train(base, data, copy, "--resume")
+    assert "since then" not in capsys.readouterr().out and (copy / "checkpoint-6").is_dir()
+
+
 def test_no_secret_is_written_down(base, data, tmp_path):
     train(base, data, tmp_path, "--hub_token", "hf_secret", "--max_steps", 1, "--save_steps", 1)
     assert "hf_secret" not in (tmp_path / "checkpoint-1" / "made_with.json").read_text()
@@ -233,7 +261,16 @@ def test_no_secret_is_written_down(base, data, tmp_path):
     ("options", "message"),
     [
         ("--method lora --rank 128", """rank: RoSA's alone, and the method is lora.*--peft '{"r": 4}'"""),
-        ("--method vera --no_train_norms --r-low 0.5", "r_low, train_norms: RoSA's alone, and the method is vera"),
+        (
+            "--method vera --no_train_norms --r-low 0.5",
+            "r_low: RoSA's alone, train_norms: RoSA's and RoAd's alone, and the method is vera, whose settings",
+        ),
+        ("--variant 1", "variant: RoAd's alone, and the method is rosa$"),
+        ("--method road --alpha 0.2 --rank 4", "alpha, rank: RoSA's alone, and the method is road$"),
+        ("--method lora --targets q_proj", "targets: RoAd's alone, and the method is lora, whose settings"),
+        ("--method road --peft {}", "--peft holds the settings of a baseline, and the method is RoAd"),
+        ("--method road --dls_score norms", "layer selection is off, and nothing else reads dls_score"),
+        ("--method road --variant 3", "argument --variant: invalid choice: '3'"),
         ("--method lora --dls_interval 5", "layer selection is off, and nothing else reads dls_interval"),
         ("--dls false --dls_k_ratio 0.5", "layer selection is off, and nothing else reads dls_k_ratio"),
         ("--peft {}", "--peft holds the settings of a baseline, and the method is RoSA"),
@@ -243,6 +280,42 @@ def test_no_secret_is_written_down(base, data, tmp_path):
 def test_options_that_nothing_would_read_are_refused(options, message):
     with pytest.raises(argparse.ArgumentError, match=message):
         parse(["--model", "m", "--data", "d", "--output", "o", *options.split()])
+
+
+@pytest.mark.parametrize(
+    ("options", "config", "selection"),
+    [
+        ("", rosa.RoadConfig(), None),
+        ("--targets all-linear --train_norms", rosa.RoadConfig(train_norms=True), None),
+        (
+            "--variant 1 --targets q_proj v_proj --pairing 16 --layers 1 --adapter_dtype float64 --dls true",
+            rosa.RoadConfig(1, ("q_proj", "v_proj"), 16, (1,), "float64"),
+            "adapter",
+        ),
+        ("--pairing rope --dls true --train_norms", rosa.RoadConfig(pairing="rope", train_norms=True), "norms"),
+        ("--dls true --dls_score norms", rosa.RoadConfig(), "norms"),
+    ],
+)
+def test_road_reads_its_own_options_and_selects_layers_only_when_told(options, config, selection):
+    job, args = parse(["--model", "m", "--data", "d", "--output", "o", "--method", "road", *options.split()])
+    assert job.config == config
+    assert (job.layer_selection(0) or {}).get("score") == selection
+    assert (args.learning_rate, args.lr_scheduler_type, args.warmup_steps) == (3e-3, "linear", 0.1)  # of its paper
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--pairing heads", "pairing must be 'neighbours', 'half', 'rope' or an even group size from 2, got 'heads'"),
+        ("--pairing 7", "or an even group size from 2, got 7"),
+        ("--targets qq_proj", "targets names 'qq_proj', which there is none of: .* k_proj"),
+        ("--layers 9", "layers names layer 9"),
+    ],
+)
+def test_what_road_cannot_be_is_told_and_nothing_written(base, data, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        train(base, data, tmp_path / "out", "--method", "road", *options.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_options_of_a_file_are_refused_alike_but_for_those_of_its_own_method(tmp_path):

@@ -30,9 +30,16 @@ def make_trainer(make_patched, tmp_path):
         )  # fmt: skip
         options = {"train_dataset": data} | options
         arguments |= options.pop("arguments", {})
-        return rosa.RosaTrainer(model, TrainingArguments(**arguments), dls={"interval": 5, **(dls or {})}, **options)
+        dls = dls if dls == "auto" else {"interval": 5, **(dls or {})}
+        return rosa.RosaTrainer(model, TrainingArguments(**arguments), dls=dls, **options)
 
     return make
+
+
+@pytest.fixture
+def make_road(make_model):
+    """A model with RoAd."""
+    return lambda **config: rosa.patch(make_model(), rosa.RoadConfig(**config))
 
 
 def values(model):
@@ -87,6 +94,50 @@ def test_a_learning_rate_of_norms_that_do_not_train_is_an_error(make_trainer, ma
     assert trainer.state.global_step == 0
     with pytest.raises(ValueError, match="norm_learning_rate must be a number above 0, got nan"):
         make_trainer(norm_learning_rate=float("nan"))
+
+
+def test_road_trains_every_layer_unless_told_otherwise(make_trainer, make_road):
+    trainer = make_trainer(steps=30, dls="auto", model=make_road())
+    before = values(trainer.model)
+    trainer.train()
+    assert trainer.layer_selection is None
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    moved = {name for name, value in values(trainer.model).items() if not torch.equal(before[name], value)}
+    assert moved == {name for name in before if ".road." in name}
+
+
+@pytest.mark.parametrize(
+    ("config", "dls", "score"),
+    [
+        ({}, {}, "adapter"),
+        ({"train_norms": True}, {}, "norms"),
+        ({}, {"score": "norms"}, "norms"),
+        (None, "auto", "norms"),
+    ],
+)
+def test_what_ranks_the_layers_of_an_adapter(make_trainer, make_road, config, dls, score):
+    trainer = make_trainer(dls=dls, model=None if config is None else make_road(**config))
+    trainer.create_optimizer()
+    assert trainer.layer_selection.score == score
+
+
+def test_a_word_that_says_nothing_of_layer_selection_is_an_error(make_road, tmp_path):
+    with pytest.raises(ValueError, match="dls must be arguments of DynamicLayerSelection, None or \"auto\", got 'off'"):
+        rosa.RosaTrainer(make_road(), TrainingArguments(str(tmp_path), report_to=[]), dls="off")
+
+
+@pytest.mark.parametrize("dls", ["auto", {}])
+def test_a_resumed_run_of_road_ends_bitwise_as_one_that_did_not_stop(make_trainer, make_road, dls):
+    straight = make_trainer("straight", dls=dls, model=make_road(variant=4))
+    straight.train()
+    stopped = make_trainer("stopped", dls=dls, model=make_road(variant=4))
+    stopped.add_callback(After(9, lambda control: setattr(control, "should_training_stop", True)))
+    stopped.train()
+    resumed = make_trainer("stopped", dls=dls, model=make_road(variant=4))
+    resumed.train(resume_from_checkpoint=True)
+    assert equal(values(straight.model), values(resumed.model))
+    assert dls == "auto" or straight.layer_selection.history == resumed.layer_selection.history != []
 
 
 def test_selections_are_logged(make_trainer):
@@ -184,10 +235,11 @@ def test_gradient_checkpointing_trains_the_same_and_backward_stops_early(make_tr
     assert seen == {reentrant}  # only reentrant checkpoints need gradients at the lowest layer's input
 
 
-def test_the_best_checkpoint_is_loaded_at_the_end(make_trainer, tmp_path):
+@pytest.mark.parametrize("road", [False, True])
+def test_the_best_checkpoint_is_loaded_at_the_end(make_trainer, make_road, road):
     best = dict(eval_strategy="steps", eval_steps=4, load_best_model_at_end=True, learning_rate=0.5)
     rows = [{"input_ids": torch.arange(3, 12), "labels": torch.arange(3, 12)}]
-    trainer = make_trainer(arguments=best, eval_dataset=rows)
+    trainer = make_trainer(arguments=best, eval_dataset=rows, model=make_road() if road else None)
     trainer.train()
     losses = {e["step"]: e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e}
     assert min(losses.values()) == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
