@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rosa.adapters.config import RoadConfig, RosaConfig
 from rosa.adapters.record import Adapter, patched
-from rosa.adapters.road import RopeRoad
+from rosa.adapters.road import Road, RopeRoad
 from rosa.adapters.roae import RoAE
 from rosa.adapters.row_modules import BY_ROW, NormByRow
 from rosa.adapters.rows import Rows
@@ -40,8 +40,8 @@ def adapters_by_row(model: nn.Module, adapter_names: Sequence[str | None]) -> It
     Raises:
         TypeError: `adapter_names` is one string.
         KeyError: the model has no such adapter.
-        ValueError: the model is not patched, is sharded or merged, is inside `disabled` or another such block, there are
-            no rows, or the adapters cannot share a batch. In the block, a batch that is no multiple of the rows.
+        ValueError: the model is not patched, is sharded or merged, is inside `disabled` or another such block, there
+            are no rows, or the adapters cannot share a batch. In the block, a batch that is no multiple of the rows.
         UnsupportedModelError: a norm that the adapters train cannot have a weight for each row; in the block, a layer
             that computes tokens without their rows.
         After an error, in the block too, the model is as before.
@@ -80,19 +80,19 @@ def _put_in(model: nn.Module, rows: Rows, adapters: Mapping[str, Adapter], undo:
 
 def _modules(rows: Rows, adapters: Mapping[str, Adapter]) -> list[tuple[nn.Module, str, nn.Module]]:
     """The modules by row, each behind the one that it goes into and its name there."""
-    kinds = {type(module) for adapter in adapters.values() for module in adapter.modules.values()}
     hosts = {
-        (name, type(adapter.modules[name])): host
+        (name, type(module)): adapter.hosts[name]
         for adapter in adapters.values()
-        for name, host in adapter.hosts.items()
+        for name, module in adapter.modules.items()
     }
+    both_rotate = {RoAE, RopeRoad} <= {kind for _, kind in hosts}
     made = []
     for (name, kind), host in hosts.items():
+        if both_rotate and kind is RopeRoad:
+            continue
         own = [adapter.modules.get(name) for adapter in adapters.values()]
         module = BY_ROW[kind](rows, [m if isinstance(m, kind) else None for m in own])
-        if RoAE in kinds and RopeRoad in kinds:  # which both rotate
-            if kind is RopeRoad:
-                continue
+        if both_rotate and kind is Road:
             module.before_rope = False
         made.append((host, kind.CHILD, module))
     return made

@@ -6,7 +6,7 @@ None of these modules has parameters: the adapters keep them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -136,8 +136,8 @@ class NormByRow:
         self._compute = _BY_HAND.get(type(norm).forward) or _broadcast
         if self._compute is _broadcast and not _broadcasts(norm):
             raise UnsupportedModelError(
-                f"a {type(norm).__module__}.{type(norm).__name__} cannot have a weight for each row, which adapters that "
-                "train it ask for: use adapters with train_norms=False, or one at a time"
+                f"a {type(norm).__module__}.{type(norm).__name__} cannot have a weight for each row, which adapters "
+                "that train it ask for: use adapters with train_norms=False, or one at a time"
             )
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

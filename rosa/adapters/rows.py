@@ -23,6 +23,7 @@ class Rows:
     def __init__(self, names: Sequence[str | None]):
         self.names = tuple(names)
         self.adapters = tuple(dict.fromkeys(name for name in names if name is not None))
+        self._count = len(self.names)  # for torch.compile, whose graph is then one for all rows of this number
         self._slots = [0 if name is None else 1 + self.adapters.index(name) for name in names]
         self._indices: dict[tuple[torch.device, int], Tensor] = {}
         self._tokens: int | None = None  # of the batch that a decoder layer computes
@@ -43,13 +44,12 @@ class Rows:
         Raises:
             ValueError: it is no multiple of the rows.
         """
-        repeats, rest = divmod(batch, len(self.names))
-        if rest or not repeats:
+        if batch < 1 or batch % self._count:
             raise ValueError(
-                f"rosa.adapters_by_row was given {len(self.names)} rows and the model a batch of {batch}: it must be as "
-                "many, or a multiple of them, where beams or sequences to return repeat each row"
+                f"rosa.adapters_by_row was given {self._count} rows and the model a batch of {batch}: it must be "
+                "as many, or a multiple of them, where beams or sequences to return repeat each row"
             )
-        return repeats
+        return batch // self._count
 
     def by_row(self, x: Tensor) -> Tensor:
         """A tensor of the batch, `[batch, ..., width]` or the tokens of all rows `[batch * seq, width]`, as
@@ -65,7 +65,7 @@ class Rows:
                 "rosa.adapters_by_row cannot tell whose they are. Leave that layer out of the adapters' targets"
             )
         self.repeats(x.shape[0])
-        return x.reshape(len(self.names), -1, x.shape[-1])
+        return x.reshape(self._count, -1, x.shape[-1])
 
     def watch(self, layer: nn.Module, args: tuple, kwargs: dict) -> None:
         """Forward pre-hook of a decoder layer: sees the batch, and raises as `repeats` does."""
