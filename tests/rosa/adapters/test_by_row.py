@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -87,7 +88,7 @@ def inputs():
 def make(make_model):
     # Wide weights keep the two best tokens apart, so that rounding cannot decide.
     def make(family="llama", **options):
-        return make_model(family, num_hidden_layers=2, **{"initializer_range": 0.3, **options}).eval()
+        return make_model(family, **{"num_hidden_layers": 2, "initializer_range": 0.3, **options}).eval()
 
     return make
 
@@ -226,7 +227,7 @@ def test_training_goes_on_in_the_block_with_the_weights_as_they_are(make, inputs
 
 
 def test_after_inference_mode_the_same_rows_train(make, inputs):
-    model = adapted(make(), KINDS["both"])
+    model = adapted(make(), KINDS["road-2"])
     with rosa.adapters_by_row(model, ROWS):
         with torch.inference_mode():
             model.generate(**inputs, max_new_tokens=2, num_beams=2)
@@ -268,7 +269,10 @@ def test_other_norms_and_tokens_without_their_rows(inputs, family, config):
     )  # fmt: skip
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, initializer_range=0.2, **sizes)).eval()
-    model = adapted(model, [config] * 2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter += 0.1 * torch.randn(parameter.shape) if name.endswith("bias") else 0  # which begin at zero
+    adapted(model, [config] * 2)
     with rosa.adapters_by_row(model, ROWS):
         found = logits(model, inputs)
     seen = inputs["attention_mask"].bool()
@@ -303,16 +307,17 @@ class _Operators(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", ["road-2", "rosa"])
-def test_one_graph_computes_by_rows_and_other_rows(make, inputs, kind):
+def test_a_compiled_model_computes_by_rows_and_by_others_and_as_before(make, inputs, kind):
     torch.compiler.reset()
-    model = adapted(make(), KINDS[kind])
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    rosa.set_adapter(model, "a")
+    model = adapted(make(num_hidden_layers=1), KINDS[kind])
+    graphs = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, fullgraph=True, backend=graphs)
     before = logits(compiled, inputs)
     for rows in (ROWS, ["a", "b", None, None]):
         with rosa.adapters_by_row(model, rows):
             torch.testing.assert_close(logits(compiled, inputs), logits(model, inputs))
     assert torch.equal(logits(compiled, inputs), before)
+    assert graphs.frame_count == (2 if kind == "road-2" else 3)  # norms of RoSA's are compiled for each block
     torch.compiler.reset()
 
 
