@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with a GPU: the tests with the compiled kernels, then the benchmarks, within 8 minutes on an H200.
 #
-#   bash benchmarks/gpu.sh OUTDIR [part...]     parts: tests ops layers training; without any, all of them
+#   bash benchmarks/gpu.sh OUTDIR [part...]     parts: tests ops layers training; without any, all of these; and mixed
 #
 # OUTDIR gets summary.txt, a log of each part (tests.txt, ...) and the rows of each benchmark part (..._ops.json, ...),
 # 8 files at most. Rows are written as they come: a part that is cut short keeps those that it has.
@@ -12,18 +12,20 @@
 #                    the shapes of roae's launches
 #   layers     85 s  attention block and decoder layer; `compiled` once: the decoder layer of Qwen2.5-7B, 2 x 2048 tokens
 #   training  125 s  eight methods, the largest model that fits
+#   mixed     300 s  eight requests with eight adapters, six ways; only where it is asked for
 # `compiled` is kept this small because torch.compile takes tens of seconds a shape; `pytest benchmarks` runs it all.
 #
 # Uses the python that PYTHON names (python3) with the packages that it has, and no network. COMMIT names the commit
 # where the tree comes without its history. Without a GPU it runs too, at small sizes.
 set -uo pipefail
-all_parts=(tests ops layers training)
+default_parts=(tests ops layers training)
+all_parts=("${default_parts[@]}" mixed)
 if [ $# -eq 0 ]; then
     echo "usage: bash benchmarks/gpu.sh OUTDIR [part...], parts: ${all_parts[*]}" >&2
     exit 2
 fi
 parts=("${@:2}")
-[ ${#parts[@]} -gt 0 ] || parts=("${all_parts[@]}")
+[ ${#parts[@]} -gt 0 ] || parts=("${default_parts[@]}")
 for part in "${parts[@]}"; do
     if [[ " ${all_parts[*]} " != *" $part "* ]]; then
         echo "unknown part '$part'; parts: ${all_parts[*]}" >&2
@@ -76,6 +78,9 @@ layers() {
 }
 training() {
     limited training 125 benchmarks/bench_{machine,training_step}.py -q --results "$out/${stamp}_training.json"
+}
+mixed() {
+    limited mixed 300 benchmarks/bench_mixed_batch.py -q --results "$out/${stamp}_mixed.json"
 }
 
 : >"$out/summary.txt"

@@ -53,7 +53,7 @@ class Cost(NamedTuple):
     saved_besides: int
 
 
-class _Launches(TorchDispatchMode):
+class Launches(TorchDispatchMode):
     """Counts the operators that compute."""
 
     def __init__(self):
@@ -107,10 +107,10 @@ def measure(
     layer: nn.Module, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor]
 ) -> tuple[int, int, int]:
     """Launches forward, launches backward and bytes saved of one pass; the arguments are those of `forward`."""
-    with _Launches() as there:
+    with Launches() as there:
         out, saved_bytes = forward(layer, hidden_states, position_embeddings)
     direction = torch.ones_like(out)
-    with _Launches() as back:
+    with Launches() as back:
         out.backward(direction)
     return there.count, back.count, saved_bytes
 

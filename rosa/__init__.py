@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from rosa.adapters.by_row import adapters_by_row
 from rosa.adapters.config import RoadConfig, RosaConfig
 from rosa.adapters.disk import load_adapter
 from rosa.adapters.hub import push_to_hub
@@ -29,6 +30,7 @@ __all__ = [
     "UnsupportedModelError",
     "active_adapter",
     "adapter_names",
+    "adapters_by_row",
     "count_parameters",
     "delete_adapter",
     "disabled",

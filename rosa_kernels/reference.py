@@ -66,14 +66,19 @@ def signals(
 ) -> tuple[Tensor, Tensor | None]:
     """U of Eq. 2 and S_K of Eq. 3, for `rope_roae`: `[batch, seq, heads * d_low]` each.
 
-    Products are in H's dtype, whatever autocast prefers.
+    Products are in H's dtype, whatever autocast prefers. Weights with a dimension more, `[batch, outputs, inputs]`, are
+    those of each sequence.
     """
     dtype = hidden_states.dtype
     with torch.autocast(hidden_states.device.type, enabled=False):
-        U = F.linear(F.linear(hidden_states, down.to(dtype)), up.to(dtype))  # Eq. 2, S = SiLU(U)
+        U = _product(_product(hidden_states, down.to(dtype)), up.to(dtype))  # Eq. 2, S = SiLU(U)
         if gqa_down is None:
             return U, None
-        return U, F.linear(F.linear(F.silu(U), gqa_down.to(dtype)), gqa_up.to(dtype))  # Eq. 3, S_K = S W_GQA
+        return U, _product(_product(F.silu(U), gqa_down.to(dtype)), gqa_up.to(dtype))  # Eq. 3, S_K = S W_GQA
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(x, weight) if weight.dim() == 2 else torch.bmm(x, weight.mT)
 
 
 def half_width(t: Tensor, rotary_dim: int, interleaved: bool) -> Tensor:

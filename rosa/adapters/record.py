@@ -139,6 +139,7 @@ class Patch:
     active: str | None = None  # None until the first adapter is in
     hosts: dict[str, nn.Module] = field(default_factory=dict)  # all with hooks that call their child, by its full name
     hooks: list[RemovableHandle] = field(default_factory=list)  # on these
+    rows: tuple[str | None, ...] | None = None  # inside `adapters_by_row`: the adapter of each
 
     @property
     def active_adapter(self) -> Adapter:
@@ -185,9 +186,18 @@ class Patch:
         self.active_adapter.check_base_known()
 
     def check_enabled(self) -> None:
-        """Raises ValueError inside `rosa.disabled`."""
+        """Raises ValueError inside `rosa.disabled` and `rosa.adapters_by_row`."""
+        self.check_not_by_row()
         if not self.active_adapter.attached:
             raise ValueError("the adapters of this model cannot be changed inside `with rosa.disabled(model)`")
+
+    def check_not_by_row(self) -> None:
+        """Raises ValueError inside `rosa.adapters_by_row`."""
+        if self.rows is not None:
+            raise ValueError(
+                "inside `with rosa.adapters_by_row(...)` the adapters of this model are those of its rows, and none is "
+                "changed, disabled or given to other rows: leave the block first"
+            )
 
     def remove(self) -> None:
         """Takes the active adapter out, and all hooks and marks."""

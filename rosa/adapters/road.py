@@ -116,20 +116,24 @@ class RopeRoad(nn.Module):
     def __init__(self, layout: RotaryLayout, query: Road | None, key: Road | None):
         super().__init__()
         self.layout = layout
-        self._roads = (query, key)  # in a tuple, and so no children: their parameters have names already
+        self.roads = (query, key)  # in a tuple, and so no children: their parameters have names already
 
     def forward(
         self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor | None, hidden_states: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Adapted queries and keys after rotation; the arguments are those of RoAE's forward."""
         turn = self.layout.heads_first
-        weights = [None if road is None else (road.theta, road.alpha) for road in self._roads]
-        options = next(road.options for road in self._roads if road is not None)
+        weights = [None if road is None else (road.theta, road.alpha) for road in self.roads]
+        options = next(road.options for road in self.roads if road is not None)
         q, k = rope_road(
-            turn(q), turn(k), *self.layout.pairwise(cos, sin), *weights,
+            turn(q), turn(k), *self.layout.pairwise(cos, sin), *weights, self.index(q),
             interleaved=self.layout.interleaved, rotary_dim=self.layout.rotary_dim, **options,
         )  # fmt: skip
         return turn(q), turn(k)
+
+    def index(self, q: Tensor) -> Tensor | None:
+        """Which row of the parameters is each sequence's, where they are tables; here they are those of all."""
+        return None
 
     def attach(self, attention: nn.Module) -> list[RemovableHandle]:
         """Has the attention module's rotary function served by its child CHILD, whichever that is."""

@@ -107,7 +107,7 @@ class RoAE(nn.Module):
     def rotate_one(self, x: Tensor, cos: Tensor, sin: Tensor, hidden_states: Tensor) -> Tensor:
         """As `forward` for queries or keys alone, in families that rotate them one at a time; they are told apart by
         their number of heads, and where that is the same, they are enhanced alike."""
-        U, S_K = signals(hidden_states.to(x.dtype), self.down, self.up, self.gqa_down, self.gqa_up)
+        U, S_K = self._signals(hidden_states.to(x.dtype))
         x = self._arranged(x)
         nothing = x[:, :0]
         rotary = self.layout.pairwise(cos, sin)
@@ -121,6 +121,9 @@ class RoAE(nn.Module):
         """Has the attention module's rotary function served by its child CHILD, whichever that is; removing the hooks
         silences it."""
         return attach(attention, self.CHILD, self)
+
+    def _signals(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
+        return signals(hidden_states, self.down, self.up, self.gqa_down, self.gqa_up)
 
     def _arranged(self, x: Tensor) -> Tensor:
         return self.layout.arrange(self.layout.heads_first(x))

@@ -77,9 +77,11 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     is back with its gradients and flags.
 
     Raises:
-        ValueError: the model is not patched, or is sharded over several processes.
+        ValueError: the model is not patched, is sharded over several processes, or is inside `adapters_by_row`.
     """
-    adapter = patched(model)[1].active_adapter
+    record = patched(model)[1]
+    record.check_not_by_row()
+    adapter = record.active_adapter
     if not adapter.attached:
         yield model
         return

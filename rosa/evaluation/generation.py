@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 
+from rosa.adapters.by_row import adapters_by_row
 from rosa.training.data import prompt_ids
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ def answer(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     *,
+    adapters: Sequence[str | None] | None = None,
     max_new_tokens: int = 256,
     batch_size: int = 8,
 ) -> list[str]:
@@ -30,6 +32,8 @@ def answer(
         model (PreTrainedModel): a causal language model.
         tokenizer (PreTrainedTokenizerBase): its tokenizer.
         prompts (sequence of str): the texts to continue, verbatim; see `rosa.training.data.prompt`.
+        adapters (sequence of str or None, optional): the adapter of each prompt, as `rosa.adapters_by_row` takes them;
+            None answers all as the model is.
         max_new_tokens (int): most tokens to generate for a prompt.
         batch_size (int): prompts decoded together; the answers do not depend on it.
 
@@ -38,9 +42,11 @@ def answer(
 
     Raises:
         TypeError: `prompts` is one string.
-        ValueError: a number below 1, a prompt that is no text or has no token, or no token that could end an answer.
+        ValueError: a number below 1, a prompt that is no text or has no token, no token that could end an answer,
+            more or fewer adapters than prompts, or what `rosa.adapters_by_row` refuses.
+        KeyError: the model has no such adapter.
     """
-    texts = answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    texts = answers(model, tokenizer, prompts, adapters=adapters, max_new_tokens=max_new_tokens, batch_size=batch_size)
     return [text for _, text in sorted(texts)]
 
 
@@ -49,6 +55,7 @@ def answers(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     *,
+    adapters: Sequence[str | None] | None = None,
     max_new_tokens: int = 256,
     batch_size: int = 8,
 ) -> Iterator[tuple[int, str]]:
@@ -67,8 +74,14 @@ def answers(
             check_text(text)
         except ValueError as error:
             raise ValueError(f"prompt {index}: {error}") from error
+    if adapters is not None and len(adapters) != len(prompts):
+        raise ValueError(
+            f"each prompt needs its adapter: there are {len(prompts)} prompts and {len(adapters)} adapters"
+        )
     if not prompts:
         return
+    with _by_row(model, adapters):
+        pass  # what is wrong with them is told before the first answer
     rows = prompt_ids(prompts, tokenizer)
     if not all(rows):
         raise ValueError(f"prompt {rows.index([])} holds no token")
@@ -78,10 +91,14 @@ def answers(
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        with evaluating(model):
+        with evaluating(model), _by_row(model, adapters and [adapters[index] for index in batch]):
             new = _continue(model, [rows[index] for index in batch], max_new_tokens, stop, pad)
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         yield from zip(batch, (text.strip() for text in texts), strict=True)
+
+
+def _by_row(model: PreTrainedModel, adapters: Sequence[str | None] | None) -> AbstractContextManager:
+    return nullcontext() if adapters is None else adapters_by_row(model, adapters)
 
 
 def _continue(

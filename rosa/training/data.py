@@ -39,14 +39,15 @@ def prompt(instruction: str, input: str = "") -> str:
     return (_WITH_INPUT if input else _PLAIN).format(instruction=instruction, input=input)
 
 
-def load_rows(data: str, split: str = "train", *, target: str = "output") -> list[dict]:
+def load_rows(data: str, split: str = "train", *, target: str | None = "output") -> list[dict]:
     """Read instruction data and check every row.
 
     Args:
         data (str): a .json file (a list of objects), a .jsonl file (one object a line), or the name of a dataset for
             `datasets.load_dataset`. A row has the strings `instruction` and `output`, and may have `input`.
         split (str): the split of a named dataset; files have none.
-        target (str): the field to find beside `instruction`; "answer" for the rows of a test.
+        target (str, optional): the field to find beside `instruction`; "answer" for the rows of a test, None for rows
+            that wait for an answer.
 
     Returns:
         list of dict: the rows as they came, with `input` set to "" where it was absent or null.
@@ -208,14 +209,16 @@ def _parse(text: str, path: str, first_line: int = 1) -> object:
         raise ValueError(f"{path} holds lists or objects that are nested too deeply to be read") from error
 
 
-def _checked(row: object, place: str, target: str) -> dict:
+def _checked(row: object, place: str, target: str | None) -> dict:
+    required = ("instruction",) if target is None else ("instruction", target)
     if not isinstance(row, dict):
-        raise ValueError(f"{place}: must be an object with `instruction` and `{target}`, got {_kind(row)}")
-    for field in ("instruction", target):
+        names = " and ".join(f"`{field}`" for field in required)
+        raise ValueError(f"{place}: must be an object with {names}, got {_kind(row)}")
+    for field in required:
         if field not in row:
             raise ValueError(f"{place}: has no `{field}`, only {', '.join(row) or 'nothing'}")
     row = {**row, "input": "" if row.get("input") is None else row["input"]}
-    for field in ("instruction", "input", target):
+    for field in (*required, "input"):
         if not isinstance(row[field], str):
             raise ValueError(f"{place}: `{field}` must be a string, got {_kind(row[field])}")
         try:

@@ -172,8 +172,13 @@ def test_every_command_has_help(name, capsys):
         (["train", "--model", "m", "--data", "d", "--output", "o", "--rank", "x"], "argument --rank: invalid int"),
         (["train", "--model", "m", "--data", "d", "--output", "o", "--dls_mode", "x"], "argument --dls_mode.*invalid"),
         (["train", "--model", "m", "--data", "d", "--output", "o", "--resume_from_checkpoint", "c"], "--resume takes"),
-        (["generate", "--model", "m"], "one of the arguments --instruction --prompt is required"),
-        (["generate", "--model", "m", "--prompt", "p", "--input", "i"], "--input: not allowed with argument --prompt"),
+        (["generate", "--model", "m"], "one of the arguments --instruction --prompt --data is required"),
+        (["generate", "--model", "m", "--prompt", "p", "--input", "i"], "--input: only allowed with argument --i"),
+        (["generate", "--model", "m", "--prompt", "p", "--adapters", "a"], "--adapters: only allowed with argument -"),
+        (["generate", "--model", "m", "--prompt", "p", "--output", "o"], "--output: only allowed with argument --data"),
+        (["generate", "--model", "m", "--data", "d", "--adapters", "x/a,y/a"], "x/a and y/a are both called a: "),
+        (["generate", "--model", "m", "--data", "d", "--adapters", "a,,b"], "must be folders or Hub names, or NAME=FO"),
+        (["generate", "--model", "m", "--data", "d", "--adapters", "a", "--adapter", "b"], "not allowed with argument"),
         (["generate", "--model", "m", "--prompt", "p", "--dtype", "float31"], "argument --dtype: invalid choice"),
         (["info", "--verbose"], "rosa info: error: unrecognized arguments: --verbose"),
     ],
@@ -462,6 +467,73 @@ def test_generate_takes_input_or_a_prompt_verbatim_and_needs_no_adapter(base, ca
 def test_generate_tells_errors_in_one_line(base, options, message, capsys):
     error = error_of(["generate", "--model", base, "--prompt", "p", *options], capsys)
     assert error.startswith("rosa generate: error: ") and message in error
+
+
+@pytest.fixture(scope="module")
+def two_adapters(base, tmp_path_factory):
+    """Two of RoAd's, each of which answers in a way of its own."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for seed, name in enumerate(("first", "second")):
+        model, _ = load(base)
+        rosa.patch(model, rosa.RoadConfig())
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in rosa.trainable_parameters(model):
+                parameter += torch.randn_like(parameter)
+        rosa.save_adapter(model, folder / name)
+    return folder
+
+
+def test_generate_answers_each_row_of_a_file_by_its_own_adapter(base, two_adapters, tmp_path, capsys):
+    names = ["second", None, "other", "second", None, "other"]
+    rows = [
+        {"instruction": row["instruction"], **({} if name is None else {"adapter": name})}
+        for row, name in zip(KNOWN[::3], names, strict=False)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    folders = {None: None, "second": two_adapters / "second", "other": two_adapters / "first"}
+    models = {name: load(base, folder) for name, folder in folders.items()}
+    expected = []
+    for row in rows:
+        text = [prompt(row["instruction"])]
+        texts = {name: answer(*model, text, max_new_tokens=8)[0] for name, model in models.items()}
+        assert len(set(texts.values())) == 3
+        expected.append({**row, "input": "", "prediction": texts[row.get("adapter")]})
+    adapters = f"{two_adapters / 'second'},other={two_adapters / 'first'}"
+    args = ["generate", "--model", str(base), "--data", str(tmp_path / "rows.jsonl"), "--adapters", adapters]
+    args += ["--max_new_tokens", "8", "--batch_size", "4"]
+    main(args)
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == expected
+    main([*args, "--output", str(tmp_path / "answers.jsonl")])
+    assert capsys.readouterr().out == ""
+    assert [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()] == expected
+    error = error_of([*args, "--output", tmp_path / "answers.jsonl"], capsys)
+    assert "answers.jsonl is there already: choose another file" in error
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"instruction": "i", "adapter": "third"}, "row 0: `adapter` is 'third', known are first, second"),
+        ({"instruction": "i", "adapter": 3}, "row 0: `adapter` is 3, known are first, second"),
+        ({"input": "i"}, "row 0: has no `instruction`, only input"),
+        ("i", "row 0: must be an object with `instruction`, got a string"),
+    ],
+)
+def test_generate_refuses_rows_that_it_cannot_answer(base, two_adapters, tmp_path, capsys, row, message):
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    adapters = f"{two_adapters / 'first'},{two_adapters / 'second'}"
+    args = ["generate", "--model", base, "--data", tmp_path / "rows.json", "--adapters", adapters]
+    assert message in error_of(args, capsys)
+
+
+def test_generate_refuses_adapters_that_cannot_share_a_batch(base, two_adapters, tmp_path, capsys):
+    model, _ = load(base)
+    rosa.save_adapter(rosa.patch(model, rosa.RoadConfig(variant=1)), tmp_path / "third")
+    (tmp_path / "rows.json").write_text(json.dumps([{**ROWS[0], "adapter": name} for name in ("first", "third")]))
+    adapters = f"{two_adapters / 'first'},{tmp_path / 'third'}"
+    error = error_of(["generate", "--model", base, "--data", tmp_path / "rows.json", "--adapters", adapters], capsys)
+    assert "'first' and 'third' cannot share a batch: variant is 2 in 'first' and 1 in 'third'" in error
 
 
 # The real data
