@@ -167,8 +167,8 @@ def test_any_strides(kernel_device, variant):
     wide = torch.randn(2, 3, 24, dtype=torch.float64, device=kernel_device)
     layouts = (x.transpose(1, 2), x[:, :, 0], x[:, -1:, 0], x[:1, :1, 0].expand(2, 3, 12))
     for laid_out in (*layouts, wide[..., ::2], wide[..., 7:19]):
-        leaves = [t.detach().requires_grad_() for t in (laid_out, *tables)]
-        others = [t.detach().requires_grad_() for t in (laid_out.contiguous(), *strided_tables)]
+        leaves = [t.detach().requires_grad_() for t in (laid_out, *strided_tables)]
+        others = [t.detach().requires_grad_() for t in (laid_out.contiguous(), *tables)]
         ours = road(*leaves, index, variant=variant, backend="triton")
         exact = road(*others, index, variant=variant, backend="reference")
         torch.testing.assert_close(ours, exact)
@@ -222,8 +222,9 @@ def test_no_copies_inside_the_launches(kernel_device):
         sums = road_triton.backward_launch(x, x, theta, alpha, index, 2, 2, 2, True).outputs[1]
         road_triton.reduce_launch(sums, index, theta, alpha, None, None, 2, [True, True, False, False])
     assert set(inside.names) <= {"aten::new_empty", "aten::view", "aten::_reshape_alias", "aten::unsqueeze"}
+    theta, alpha = theta[0], alpha[0]
     with Operators() as outside:
-        road(x, theta[0], alpha[0], variant=2, backend="triton")
+        road(x, theta, alpha, variant=2, backend="triton")
     assert outside.names == ["rosa::road_forward"]
 
 
