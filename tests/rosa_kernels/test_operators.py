@@ -5,6 +5,9 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import rosa_kernels.roae_triton
+import rosa_kernels.rope_road_triton
+import rosa_kernels.rope_roae_triton  # noqa: F401  (registers its operators)
 from rosa_kernels import road, roae, rope_road, rope_roae
 
 ROSA = torch.ops.rosa
