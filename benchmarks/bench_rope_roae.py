@@ -31,9 +31,10 @@ def bench_rope_roae_accuracy(record, case, provider):
 
 def launch_bytes(case: Case, mode: str) -> float:
     """Bytes that the op's launches must move: every tensor once."""
+    tokens = case.batch * case.seq
     per_token = {
-        launch.kernel.fn.__name__: bytes_per_token(launch)
+        launch.kernel.fn.__name__: bytes_per_token(launch, tokens)
         for launch in launches(case.shape, case.batch, case.seq, DTYPE)
     }
     passes = ("forward", "backward") if mode == "both" else (mode,)
-    return case.batch * case.seq * sum(per_token[f"rope_roae_{name}_kernel"] for name in passes)
+    return tokens * sum(per_token[f"rope_roae_{name}_kernel"] for name in passes)

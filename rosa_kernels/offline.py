@@ -11,15 +11,16 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from rosa_kernels.reference import half_width
+from rosa_kernels.shapes import SHAPES, Shape, launches, road_launches
 
 GIGA = 1e9
+TOKENS = 2048  # at which the bytes of a token are counted
 FOOTNOTE = """\
 Registers and spilled bytes of a thread, shared memory of a program in bytes, widest global accesses in bits;
 bytes moved for a token in bfloat16, and the time of that at the card's datasheet bandwidth, the kernel's floor.
@@ -54,28 +55,6 @@ POINTERS = {
 }
 
 
-RANK = 128  # the paper's
-
-
-class Shape(NamedTuple):
-    """The attention shape of a model. `low_pairs` is n at r_low = 0.25; without `rotary_dim` the whole head rotates."""
-
-    name: str
-    heads: int
-    key_heads: int
-    head_dim: int
-    low_pairs: int
-    rotary_dim: int | None = None
-    interleaved: bool = False
-
-
-SHAPES = (
-    Shape("Qwen2.5-7B", 28, 4, 128, 16),
-    Shape("Llama-3.1-8B", 32, 8, 128, 16),
-    Shape("Gemma-2-9B", 16, 8, 256, 32),
-)
-
-
 class Report(NamedTuple):
     """What one compiled kernel uses. Spills in bytes a thread, shared memory in bytes a program, accesses in bits."""
 
@@ -95,52 +74,10 @@ class Report(NamedTuple):
         return self.bytes_per_token / CARDS[self.arch].bandwidth * 1e9
 
 
-def launches(shape: Shape, batch: int = 1, seq: int = 2048, dtype: torch.dtype = torch.bfloat16) -> Iterator:
-    """The launches of one training step of one layer, on meta tensors laid out as Hugging Face's models have them.
-
-    Those of `roae` (of rank 128), then those of its simpler form `rope_roae`.
-    """
-    from rosa_kernels import roae_triton, rope_roae_triton
-
-    def empty(*size, dtype=dtype):
-        return torch.empty(size, dtype=dtype, device="meta")
-
-    def heads(count):
-        return empty(batch, seq, count, shape.head_dim).transpose(1, 2)
-
-    q, k = heads(shape.heads), heads(shape.key_heads)
-    rotary_dim = shape.rotary_dim or shape.head_dim
-    cos = half_width(empty(1, seq, rotary_dim), rotary_dim, shape.interleaved)
-    columns, key_columns = (2 * count * shape.low_pairs for count in (shape.heads, shape.key_heads))
-    layout = dict(alpha=0.1, interleaved=shape.interleaved)
-
-    grouped = shape.heads != shape.key_heads
-    gqa = (empty(RANK, columns), empty(key_columns, RANK)) if grouped else (None, None)
-    latent, up = empty(batch * seq, RANK), empty(columns, RANK)
-    forward = roae_triton.forward_launch(q, k, cos, cos, latent, up, *gqa, **layout, store=True)
-    yield forward
-    low, key_latent = forward.outputs[2:]
-    options = dict(**layout, sequence_major=True, need_dx=True, need_du=True, need_dgqa=grouped)
-    dkey_latent = None
-    if grouped:
-        keys = roae_triton.backward_keys_launch(k, cos, cos, gqa[1], low, key_latent, shape.heads, **options)
-        yield keys
-        dkey_latent = keys.outputs[1]
-    yield roae_triton.backward_launch(q, k, cos, cos, latent, up, gqa[0], low, dkey_latent, **options)
-
-    signals = (empty(batch, seq, columns), empty(batch, seq, key_columns))
-    forward = rope_roae_triton.forward_launch(q, k, cos, cos, *signals, **layout, store_low=True)
-    yield forward
-    low = forward.outputs[-1]
-    yield rope_roae_triton.backward_launch(
-        q, k, cos, cos, *signals, low, **layout, sequence_major=True, needs=[True] * 4
-    )
-
-
-def bytes_per_token(launch) -> float:
-    """Bytes a launch moves for a token: every tensor once, as little as any version of it can."""
+def bytes_per_token(launch, tokens: int) -> float:
+    """Bytes a launch moves for each of `tokens`: every tensor once, as little as any version of it can."""
     tensors = {id(t): t for t in launch.arguments.values() if isinstance(t, torch.Tensor)}
-    return sum(t.numel() * t.element_size() for t in tensors.values()) / launch.arguments["tokens"]
+    return sum(t.numel() * t.element_size() for t in tensors.values()) / tokens
 
 
 class Specialization(NamedTuple):
@@ -186,7 +123,8 @@ def compile_launch(launch, arch: str):
 
 def report(shape: Shape, arch: str, dtype: torch.dtype = torch.bfloat16) -> list[Report]:
     """What each kernel uses on `arch` at a model's shape."""
-    return [_report(launch, shape, arch) for launch in launches(shape, dtype=dtype)]
+    steps = (*launches(shape, 1, TOKENS, dtype), *road_launches(shape, 1, TOKENS, dtype))
+    return [_report(launch, shape, arch) for launch in steps]
 
 
 def _report(launch, shape: Shape, arch: str) -> Report:
@@ -197,7 +135,7 @@ def _report(launch, shape: Shape, arch: str) -> Report:
         shape=shape.name,
         arch=arch,
         shared_bytes=compiled.metadata.shared,
-        bytes_per_token=bytes_per_token(launch),
+        bytes_per_token=bytes_per_token(launch, TOKENS),
         **usage,
     )
 

@@ -101,7 +101,8 @@ def rope_road(
         q (Tensor): queries `[batch, heads, seq, head_size]`; float16, bfloat16, float32 or float64; any strides.
         k (Tensor): keys `[batch, key_heads, seq, head_size]`, of q's dtype and device; any strides. Either of q and k
             may have no heads.
-        cos, sin (Tensor): as `rope_roae` takes them; cos^2 + sin^2 need not be 1.
+        cos, sin (Tensor): as `rope_roae` takes them. cos^2 + sin^2 need not be 1; it must not be 0 where variant 1
+            pairs neighbours in the half layout, whose gradients it finds from its outputs.
         query, key (tuple of two tensors, optional): theta and alpha as `road` takes them, for the whole output of the
             projection, of width heads * head_size. None leaves q, or k, to RoPE alone.
         index (Tensor, optional): as `road` takes it; query and key are tables then, with as many rows each.
