@@ -108,6 +108,7 @@ def load_adapter(
         record = patched(model)[1] if is_patched(model) else None
         known = record is not None and adapter_name in record.adapters
         if known:
+            record.check_unmerged()
             adapter = record.adapters[adapter_name]
             if adapter.config != config:
                 raise ValueError(f"this model is patched with {adapter.config}, the adapter in {source} has {config}")

@@ -24,6 +24,14 @@ from rosa.models.sharding import check_not_sharded
 PART_OF = "_rosa_part_of"  # on every module that has one of an adapter's, the name of the patched model's class
 
 
+class Kept(NamedTuple):
+    """A value of the base's, while `merge` has put another in its place."""
+
+    module: nn.Module
+    name: str  # of the parameter in the module
+    data: Tensor
+
+
 class NormWeight(NamedTuple):
     """What the weight of a norm holds: for the base, and for every adapter that trains it."""
 
@@ -139,6 +147,7 @@ class Patch:
     active: str | None = None  # None until the first adapter is in
     hosts: dict[str, nn.Module] = field(default_factory=dict)  # all with hooks that call their child, by its full name
     hooks: list[RemovableHandle] = field(default_factory=list)  # on these
+    kept: list[Kept] = field(default_factory=list)  # empty unless the active adapter is merged
 
     @property
     def active_adapter(self) -> Adapter:
@@ -184,8 +193,17 @@ class Patch:
         check_not_sharded(model)
         self.active_adapter.check_base_known()
 
+    def check_unmerged(self) -> None:
+        """Raises ValueError while the active adapter is merged into the model's weights."""
+        if self.kept:
+            raise ValueError(
+                f"the adapter {self.active!r} is merged into the weights of this {self.owner}: call "
+                "rosa.unmerge(model) first"
+            )
+
     def check_enabled(self) -> None:
-        """Raises ValueError inside `rosa.disabled`."""
+        """Raises ValueError inside `rosa.disabled`, and while the active adapter is merged."""
+        self.check_unmerged()
         if not self.active_adapter.attached:
             raise ValueError("the adapters of this model cannot be changed inside `with rosa.disabled(model)`")
 

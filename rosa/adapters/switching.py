@@ -42,7 +42,8 @@ def set_adapter(model: nn.Module, adapter_name: str) -> None:
 
     Raises:
         KeyError: the model has no such adapter.
-        ValueError: the model is not patched, is sharded over several processes, or is inside `disabled`.
+        ValueError: the model is not patched, is sharded over several processes, is inside `disabled`, or its active
+            adapter is merged.
         Nothing is changed after an error.
     """
     record = patched(model)[1]
@@ -77,9 +78,11 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     is back with its gradients and flags.
 
     Raises:
-        ValueError: the model is not patched, or is sharded over several processes.
+        ValueError: the model is not patched, is sharded over several processes, or its active adapter is merged.
     """
-    adapter = patched(model)[1].active_adapter
+    record = patched(model)[1]
+    record.check_unmerged()
+    adapter = record.active_adapter
     if not adapter.attached:
         yield model
         return
