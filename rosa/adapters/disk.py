@@ -16,21 +16,25 @@ from torch.distributed.tensor import DTensor
 from rosa.adapters.config import AdapterConfig
 from rosa.adapters.folder import (
     ADAPTER_TYPE,
+    FORMAT_VERSION,
+    is_peft,
     local_folder,
     open_adapter,
     refuse_model_folder,
     write_adapter,
+    write_peft_adapter,
 )
 from rosa.adapters.patching import add_adapter
+from rosa.adapters.peft_road import in_peft_order, open_peft_road, peft_config
 from rosa.adapters.plan import METHODS, describe_base, make_adapter, method_of, plan_adapter
 from rosa.adapters.record import is_patched, patched
 from rosa.errors import AdapterError
 from rosa.models.sharding import gathered, is_managed, is_partitioned, shard_like, whole
 
-FORMAT_VERSION = 1
 
-
-def save_adapter(model: nn.Module, folder: str | os.PathLike, adapter_name: str | None = None) -> None:
+def save_adapter(
+    model: nn.Module, folder: str | os.PathLike, adapter_name: str | None = None, *, as_peft: bool = False
+) -> None:
     """Saves what an adapter of a patched model has learned: its modules' weights, norms if it trains them, and a card.
 
     Of a model sharded by FSDP2 or ZeRO-3 every rank calls this, and the first one writes.
@@ -40,9 +44,12 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, adapter_name: str 
         folder (path): made if need be; an adapter in it is replaced, at once or, if the process is killed, not at all.
             A README.md that somebody else wrote stays as it is.
         adapter_name (str, optional): None saves the active adapter.
+        as_peft (bool): write what `peft.PeftModel.from_pretrained` loads, without a card: a RoAd adapter without norms
+            whose layers all pair in groups of one size.
 
     Raises:
-        ValueError: the model is not patched, the adapter stands on the meta device, or the folder holds a model.
+        ValueError: the model is not patched, the adapter stands on the meta device, the folder holds a model, or peft
+            has no such adapter.
         KeyError: the model has no such adapter.
         FloatingPointError: a value is not finite.
         OSError: the files cannot be written.
@@ -53,6 +60,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, adapter_name: str 
         raise ValueError("this model is on the meta device: its adapter has no values to save")
     folder = Path(folder)
     refuse_model_folder(folder)
+    theirs = peft_config(model, adapter) if as_peft else None
     parameters = list(adapter.parameters().values())
     with gathered(parameters):
         tensors = {name: whole(tensor).cpu().contiguous() for name, tensor in adapter.tensors().items()}
@@ -61,6 +69,8 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, adapter_name: str 
         raise FloatingPointError(f"{broken}, so the adapter was not saved; what was in {folder} is as it was")
     if any(isinstance(p, DTensor) or is_partitioned(p) for p in parameters) and dist.get_rank() != 0:
         return
+    if theirs is not None:
+        return write_peft_adapter(folder, theirs, in_peft_order(tensors, theirs))
     description = {
         "adapter_type": ADAPTER_TYPE,
         "format_version": FORMAT_VERSION,
@@ -86,7 +96,8 @@ def load_adapter(
     Args:
         model (nn.Module): a model of the adapter's base, wrapped or not. If it is patched, the adapter of this name is
             overwritten, or one is added.
-        source (path or str): a folder that `save_adapter` wrote, or a repository of the Hugging Face hub ("user/name").
+        source (path or str): a folder that `save_adapter` wrote, or one of peft's with an adapter of its RoAd, or a
+            repository of the Hugging Face hub ("user/name").
         adapter_name (str): its name in the model.
         revision (str, optional): branch, tag or commit on the hub; None is "main".
         token (str, optional): for the hub; None takes the one that `hf auth login` stored, or HF_TOKEN.
@@ -97,12 +108,14 @@ def load_adapter(
     Raises:
         FileNotFoundError: the folder or a file in it is missing.
         AdapterError: a damaged file, an unknown format version, values that are not finite, or an adapter for another
-            base model.
+            base model, or of a kind of peft's that is not RoAd.
         ValueError: the model has an adapter of this name with another configuration, the name does not fit, DeepSpeed
-            has the parameters, or an adapter would be added inside `torch.inference_mode()`.
+            has the parameters, the active adapter is merged, or an adapter would be added inside
+            `torch.inference_mode()`.
         Nothing is changed after an error.
     """
-    with open_adapter(local_folder(source, revision, token)) as stored:
+    folder = local_folder(source, revision, token)
+    with open_peft_road(folder, model) if is_peft(folder) else open_adapter(folder) as stored:
         config = _config(stored.description, source)
         _check_base(model, config, stored.description, source)
         record = patched(model)[1] if is_patched(model) else None

@@ -113,10 +113,11 @@ def test_merged_in_16_bits_it_is_as_near_to_float64_as_it_was(make_model, batch)
     def errors(seed):
         model = stirred(make_model("llama", dtype=torch.bfloat16, seed=seed), 0.1, train_norms=True)
         exact = logits(copy.deepcopy(model).double(), batch)
-        return [(logits(m, batch) - exact).square().mean().sqrt() for m in (model, rosa.merge(model))]
+        adapted = logits(model, batch)
+        return [(out - exact).square().mean().sqrt() for out in (adapted, logits(rosa.merge(model), batch))]
 
     adapted, merged = torch.tensor([errors(seed) for seed in range(4)]).mean(0)
-    assert merged < 1.5 * adapted
+    assert 0 < merged < 1.5 * adapted
 
 
 def test_a_merged_model_generates_as_before(make_model, batch):
