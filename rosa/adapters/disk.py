@@ -166,7 +166,7 @@ def _config(description: dict[str, Any], source: str | os.PathLike) -> AdapterCo
             "load it with the version of RoSA that wrote it, or a newer one"
         )
     method = description.get("method", "rosa")  # what had none when there was one
-    if method not in METHODS:
+    if method not in list(METHODS):  # it may be anything that JSON holds
         raise AdapterError(f"the adapter in {source} is of a method {method!r}, known are {', '.join(METHODS)}")
     try:
         return METHODS[method].config(**description["config"])

@@ -23,6 +23,7 @@ from rosa.adapters.record import Adapter, is_patched, patched
 from rosa.adapters.road import Pairing, Road
 from rosa.adapters.road_plan import NEIGHBOURS, chosen_sites
 from rosa.errors import AdapterError
+from rosa.models.decoder import decoder_layers
 from rosa.models.linear import is_conv1d, linear_sites
 from rosa.models.names import plain
 
@@ -146,9 +147,7 @@ def _our_config(model: nn.Module, theirs: dict[str, Any], file: safe_open) -> Ro
     keys = {key: _KEY.fullmatch(key) for key in file.keys()}  # noqa: SIM118
     foreign = next((key for key, match in keys.items() if match is None), None)
     if foreign is not None or not keys:
-        raise ValueError(
-            f"its weights hold {foreign or 'nothing'}, expected road_theta and road_alpha of linear layers"
-        )
+        raise ValueError(f"its weights hold {foreign or 'nothing'}, expected road_theta and road_alpha of layers")
     names = {match[1] for match in keys.values()}
     owner = patched(model)[0] if is_patched(model) else unwrapped(model)
     able = {plain(site.name): site for site in linear_sites(owner)}
@@ -161,10 +160,11 @@ def _our_config(model: nn.Module, theirs: dict[str, Any], file: safe_open) -> Ro
     pairing = "neighbours" if group == NEIGHBOURS.group else group
     dtype = "float64" if any(file.get_slice(key).get_dtype() == "F64" for key in keys) else "float32"
     config = RoadConfig(VARIANTS[variant], pairing=pairing, adapter_dtype=dtype)
-    layers = {able[name].layer.index for name in names}
-    layers = None if layers == {site.layer.index for site in able.values()} else tuple(layers)
     named = [name for name in able if name in names]  # in the model's order
-    ends = tuple(name.rpartition(".")[2] for name in named)
+    ends = [name.rpartition(".")[2] for name in named]
+    places = {layer.name: i for i, layer in enumerate(decoder_layers(owner))}
+    layers = {places[able[name].layer.name] for name in named}
+    layers = None if layers == {places[site.layer.name] for site in able.values()} else layers
     for targets, chosen in ((ALL_LINEAR, layers), (ends, layers), (named, None)):
         config = replace(config, targets=targets, layers=chosen)
         if {plain(site.name) for site in chosen_sites(owner, config)} == names:

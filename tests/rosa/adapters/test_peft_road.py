@@ -16,7 +16,6 @@ from tests.rosa.families import make_model as make_family
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 VARIANTS = {"road_1": 1, "road_2": 2, "road_4": 4}
-ENDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def logits(model, batch):
@@ -176,7 +175,7 @@ def test_what_peft_has_no_form_for_is_not_written(make_model, tmp_path, config, 
 
 
 def test_partial_rotation_and_transposed_layers_have_no_form_in_peft(tmp_path, make_model):
-    model = rosa.patch(make_family("phi", partial_rotary_factor=0.5), rosa.RoadConfig(pairing="rope"))
+    model = rosa.patch(make_family("nemotron"), rosa.RoadConfig(pairing="rope"))
     with pytest.raises(ValueError, match="q_proj pairs 8 of 16 elements a head as RoPE does"):
         rosa.save_adapter(model, tmp_path, as_peft=True)
     with pytest.raises(ValueError, match="transformer.h.0.attn.c_attn is a Conv1D"):
@@ -236,11 +235,14 @@ NAME = "base_model.model.model.layers.1.self_attn.q_proj.road_theta"
         (lambda t: t | {NAME: t[NAME] / 0}, "q_proj.road.theta holds values that are not finite"),
         (lambda t: t | {NAME: t[NAME].int()}, "q_proj.road.theta holds I32"),
         (
-            lambda t: t | {"base_model.model.lm_head.weight": t[NAME]},
+            lambda t: t | {"base_model.model.lm_head.weight": t[NAME].clone()},
             "its weights hold base_model.model.lm_head.weight",
         ),
-        (lambda t: t | {NAME.replace("1", "9"): t[NAME]}, "layers.9.self_attn.q_proj is no linear layer"),
-        (lambda t: t | {"base_model.model.lm_head.road_theta": t[NAME]}, "lm_head is no linear layer in the decoder"),
+        (lambda t: t | {NAME.replace("1", "9"): t[NAME].clone()}, "layers.9.self_attn.q_proj is no linear layer"),
+        (
+            lambda t: t | {"base_model.model.lm_head.road_theta": t[NAME].clone()},
+            "lm_head is no linear layer in the decoder",
+        ),
         (lambda t: {}, "its weights hold nothing"),
     ],
     ids=["missing", "short", "infinite", "integers", "more", "no such layer", "the output layer", "none"],
