@@ -12,7 +12,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def check_rotary(q, k, cos, sin, alpha, rotary_dim) -> int:
     """Raises on the first argument of any op that does not fit; returns the rotary size."""
-    _tensors(q, q=q, k=k, cos=cos, sin=sin)
+    check_tensors(q=q, k=k, cos=cos, sin=sin)
     if k.dtype != q.dtype:
         raise TypeError(f"k must have q's dtype, got q {q.dtype} and k {k.dtype}")
     if cos.requires_grad or sin.requires_grad:
@@ -43,7 +43,7 @@ def check_rotary(q, k, cos, sin, alpha, rotary_dim) -> int:
 
 def check_signals(q, k, signal, key_signal, rotary_dim) -> None:
     """Raises on a signal of `rope_roae` that does not fit q and k."""
-    _tensors(q, signal=signal, **({} if key_signal is None else {"key_signal": key_signal}))
+    check_tensors(q=q, signal=signal, **({} if key_signal is None else {"key_signal": key_signal}))
     (batch, heads, seq, _), key_heads = q.shape, k.shape[1]
     d_low = low_size(heads, signal, key_heads, key_signal) if signal.dim() else 0
     if d_low < 2 or d_low % 2 or d_low > rotary_dim or signal.shape != (batch, seq, heads * d_low):
@@ -78,7 +78,7 @@ def check_weights(q, k, hidden_states, down, up, gqa_down, gqa_up, rotary_dim) -
         raise ValueError(f"W_GQA is needed where key heads ({key_heads}) differ from query heads ({heads})")
     grouped = {} if gqa_down is None else {"gqa_down": gqa_down, "gqa_up": gqa_up}
     weights = {"down": down, "up": up, **grouped}
-    _tensors(q, hidden_states=hidden_states, **weights)
+    check_tensors(q=q, hidden_states=hidden_states, **weights)
     for name, t in weights.items():
         if t.dim() != 2:
             raise ValueError(f"{name} must be a matrix, [outputs, inputs], got {list(t.shape)}")
@@ -100,11 +100,13 @@ def check_weights(q, k, hidden_states, down, up, gqa_down, gqa_up, rotary_dim) -
             raise ValueError(f"{name} must be {list(expected[name])} (d_low {d_low}), got {list(t.shape)}")
 
 
-def _tensors(like, /, **tensors) -> None:
+def check_tensors(**tensors) -> None:
+    """Raises on what is no tensor of a floating dtype, or not on the device of the first of `tensors`."""
+    first, like = next(iter(tensors.items()))
     for name, t in tensors.items():
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
         if t.dtype not in DTYPES:
             raise TypeError(f"{name} must be of a floating dtype (float16, bfloat16, float32, float64), got {t.dtype}")
         if t.device != like.device:
-            raise ValueError(f"{name} is on {t.device}, but q is on {like.device}: all must be on one device")
+            raise ValueError(f"{name} is on {t.device}, but {first} is on {like.device}: all must be on one device")

@@ -67,7 +67,7 @@ def roae(
     check_weights(q, k, hidden_states, *weights, rotary_dim)
     hidden_states = hidden_states.to(q.dtype)
     options = dict(alpha=float(alpha), interleaved=interleaved)
-    if _choose(backend, q) == "reference":
+    if choose_backend(backend, q) == "reference":
         return roae_reference(q, k, cos, sin, hidden_states, *weights, rotary_dim=rotary_dim, **options)
     from rosa_kernels.roae_triton import fits_one_launch, roae_triton
     from rosa_kernels.rope_roae_triton import rope_roae_triton
@@ -125,7 +125,7 @@ def rope_roae(
     """
     rotary_dim = check_rotary(q, k, cos, sin, alpha, rotary_dim)
     check_signals(q, k, signal, key_signal, rotary_dim)
-    if _choose(backend, q) == "reference":
+    if choose_backend(backend, q) == "reference":
         return rope_roae_reference(
             q, k, cos, sin, signal, key_signal, alpha=alpha, interleaved=interleaved, rotary_dim=rotary_dim
         )
@@ -145,7 +145,8 @@ def _interpreter() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def _choose(backend: str | None, q: Tensor) -> str:
+def choose_backend(backend: str | None, q: Tensor) -> str:
+    """The backend that an op on `q` takes, as the public ops document it."""
     backend = backend or os.environ.get("ROSA_BACKEND")
     if backend is None:
         return "triton" if q.is_cuda and "triton" in available_backends() else "reference"

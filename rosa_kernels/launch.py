@@ -30,7 +30,7 @@ class Launch(NamedTuple):
         return self.outputs
 
 
-def shape_arguments(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, low_pairs: int) -> dict[str, Any]:
+def shape_arguments(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> dict[str, Any]:
     """The arguments that all kernels share; q and k may be gradients, cos and sin have one column a pair.
 
     What changes from batch to batch (tokens, sequence length) is not specialized: no recompilation.
@@ -43,7 +43,7 @@ def shape_arguments(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, low_pairs: i
     return dict(
         cos=cos, sin=sin, tokens=batch * seq, seq=seq, cos_rows=cos.shape[0],
         cos_stride_row=cos.stride(0), sin_stride_row=sin.stride(0), ROTARY_STEP=cos.stride(1),
-        HEADS=heads, KEY_HEADS=k.shape[1], HEAD_DIM=head_dim, PAIRS=pairs, LOW_PAIRS=low_pairs,
+        HEADS=heads, KEY_HEADS=k.shape[1], HEAD_DIM=head_dim, PAIRS=pairs,
         BLOCK_REST=triton.next_power_of_2(max(1, head_dim - 2 * pairs)),
         COMPUTE=tl.float64 if q.dtype == torch.float64 else tl.float32,
     )  # fmt: skip
@@ -95,8 +95,12 @@ def register(name: str, schema: str, launch: Callable[..., Launch]) -> None:
     """
     name = f"rosa::{name}"
     torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl(name, "default", lambda *arguments: launch(*arguments).run())
-    torch.library.register_fake(name, lambda *arguments: launch(*arguments).outputs)
+    torch.library.impl(name, "default", lambda *arguments: _returned(launch(*arguments).run()))
+    torch.library.register_fake(name, lambda *arguments: _returned(launch(*arguments).outputs))
+
+
+def _returned(outputs: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    return outputs if len(outputs) > 1 else outputs[0]
 
 
 def refuse_double_backward(op: str) -> None:

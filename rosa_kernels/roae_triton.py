@@ -108,7 +108,7 @@ def backward_launch(
 
 def _arguments(q, k, cos, sin, latent, columns: int, alpha: float, interleaved: bool) -> dict[str, Any]:
     """The arguments that all kernels share; q and k may be gradients; `columns` are those of q's signal."""
-    shape = shape_arguments(q, k, cos, sin, low_pairs=columns // q.shape[1] // 2)
+    shape = shape_arguments(q, k, cos, sin) | dict(LOW_PAIRS=columns // q.shape[1] // 2)
     block_low = max(MIN_DOT, triton.next_power_of_2(shape["LOW_PAIRS"]))
     split = max(0, shape["PAIRS"] - block_low)
     block_high = triton.next_power_of_2(max(1, split))

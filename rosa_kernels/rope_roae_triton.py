@@ -274,7 +274,7 @@ def _arguments(q, k, cos, sin, signal, key_signal, alpha: float, interleaved: bo
     shared = key_signal is None
     key_signal = signal if shared else _signal_rows(key_signal)
     d_low = low_size(q.shape[1], signal, k.shape[1], key_signal)
-    shape = shape_arguments(q, k, cos, sin, low_pairs=d_low // 2)
+    shape = shape_arguments(q, k, cos, sin) | dict(LOW_PAIRS=d_low // 2)
     block_pairs = triton.next_power_of_2(shape["PAIRS"])
     widest = max(block_pairs, shape["BLOCK_REST"])
     return shape | dict(

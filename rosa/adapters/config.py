@@ -105,9 +105,9 @@ class RoadConfig(AdapterConfig):
             output layer are none of them.
         pairing (str or int): which outputs are a pair. "neighbours", 2i and 2i + 1, the paper's, which fits every even
             width and is the default for that; "half", i and i + head size / 2 within groups of the head size; "rope",
-            for the layers that make queries and keys, the pairs that the model's own RoPE rotates (with variant 1,
-            attention then still depends on distances alone), and neighbours for all others; or peft's group size, an
-            even number: i and i + size / 2 within groups of it.
+            for the layers that make queries and keys, the pairs that the model's own RoPE rotates (variant 1 is then a
+            scale and a phase of each), and neighbours for all others; or peft's group size, an even number: i and
+            i + size / 2 within groups of it.
         layers (tuple of int or None): indices of the decoder layers to adapt, from 0; None adapts all.
         adapter_dtype (str): dtype of the angles and scales: "float32", "bfloat16", "float16" or "float64". In bfloat16
             a scale of 1 + 1e-3 rounds to 1.
