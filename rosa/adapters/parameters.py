@@ -58,6 +58,6 @@ def print_trainable_parameters(model: nn.Module) -> None:
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
-    merged = is_patched(model) and patched(model)[1].kept
-    own = {id(p) for p in adapter_parameters(model).values()} if is_patched(model) and not merged else set()
+    trains = is_patched(model) and not patched(model)[1].kept  # nothing while it is merged
+    own = {id(p) for p in adapter_parameters(model).values()} if trains else set()
     return [p for p in model.parameters() if p.requires_grad or id(p) in own]
