@@ -19,7 +19,7 @@ def counted(run: Run, path: Path) -> None:
     """Launches and saved bytes of a decoder layer, by method."""
     rows = [row for row in run.rows if row["group"] == "counted"]
     names = [row["provider"] for row in rows]
-    colors = [OURS if name.startswith("RoSA") and "naive" not in name else OTHERS for name in names]
+    colors = [OURS if _is_ours(name) else OTHERS for name in names]
     figure = Figure(figsize=(11, 0.42 * len(rows) + 1.3), layout="constrained")
     launches, saved = figure.subplots(1, 2, sharey=True)
     _bars(launches, names, [row["forward"] + row["backward"] for row in rows], colors, "{:,.0f}")
@@ -88,3 +88,7 @@ def _bars(axes: Axes, names: list[str], values: list[float], colors: list[str], 
     if not axes.yaxis_inverted():
         axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _is_ours(layer: str) -> bool:
+    return layer.startswith(("RoSA", "RoAd")) and "naive" not in layer and "(peft)" not in layer

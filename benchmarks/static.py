@@ -9,6 +9,7 @@ every storage once; what does not grow with the tokens, such as a cast copy of a
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import weakref
 
@@ -22,7 +23,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, RoadConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,6 +39,7 @@ SHAPE = dict(
     vocab_size=8, hidden_size=3584, intermediate_size=18944, num_hidden_layers=1, num_attention_heads=28,
     num_key_value_heads=4, attn_implementation="sdpa",
 )  # fmt: skip
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Operators that launch nothing although they are no views of their inputs; and the question for a tensor's device.
 FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "device"}
 
@@ -117,6 +119,12 @@ def frozen(model: Qwen2Model) -> None:
     """No adapter; only the layer's input needs gradients."""
 
 
+def frozen_with_one_launch_of_rope(model: Qwen2Model) -> None:
+    """The frozen layer, RoPE in one launch; RoAd of the queries alone is in it, costs none, and is frozen too."""
+    rosa.patch(model, rosa.RoadConfig(targets=("q_proj",)))
+    model.requires_grad_(False)
+
+
 def rosa_fused(model: Qwen2Model, **config: object) -> None:
     """RoSA as this package does it."""
     rosa.patch(model, rosa.RosaConfig(**config))
@@ -144,23 +152,42 @@ def _naive_forward(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, hidden_
 
 def peft_lora(model: Qwen2Model, dora: bool = False) -> None:
     """LoRA of peft, r=16 on all linear layers, in the base's dtype."""
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    config = LoraConfig(r=16, lora_alpha=32, target_modules=targets, use_dora=dora)
+    config = LoraConfig(r=16, lora_alpha=32, target_modules=LINEARS, use_dora=dora)
     model.requires_grad_(False)
     inject_adapter_in_model(config, model)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.to(torch.bfloat16)
+    _cast(model, "lora_", torch.bfloat16)
+
+
+def road(model: Qwen2Model, variant: int) -> None:
+    """RoAd as this package does it, on all linear layers."""
+    rosa.patch(model, rosa.RoadConfig(variant=variant))
+
+
+def peft_road(model: Qwen2Model, variant: int, dtype: torch.dtype = torch.float32) -> None:
+    """RoAd of peft on all linear layers, in float32 as its `get_peft_model` leaves it, and as ours is."""
+    model.requires_grad_(False)
+    inject_adapter_in_model(RoadConfig(variant=f"road_{variant}", target_modules=LINEARS), model)
+    _cast(model, "road_", dtype)
+
+
+def _cast(model: Qwen2Model, name: str, dtype: torch.dtype) -> None:
+    for own, parameter in model.named_parameters():
+        if name in own:
+            parameter.data = parameter.data.to(dtype)
 
 
 LAYERS: dict[str, Callable[[Qwen2Model], None]] = {
     "frozen (no adapter)": frozen,
+    "frozen, RoPE in one launch": frozen_with_one_launch_of_rope,
     "RoSA, naive PyTorch": rosa_naive,
     "RoSA": rosa_fused,
     "RoSA, bfloat16 adapter": lambda model: rosa_fused(model, adapter_dtype="bfloat16"),
     "RoSA, frozen by DLS": rosa_frozen_by_dls,
     "LoRA r=16, all linears (peft)": peft_lora,
     "DoRA r=16, all linears (peft)": lambda model: peft_lora(model, dora=True),
+    **{f"RoAd_{n}, all linears": functools.partial(road, variant=n) for n in (1, 2, 4)},
+    **{f"RoAd_{n}, all linears (peft)": functools.partial(peft_road, variant=n) for n in (1, 2, 4)},
+    "RoAd_2, bfloat16 adapter (peft)": functools.partial(peft_road, variant=2, dtype=torch.bfloat16),
 }
 
 

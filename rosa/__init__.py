@@ -3,15 +3,17 @@
 from typing import TYPE_CHECKING
 
 from rosa.adapters.config import RoadConfig, RosaConfig
-from rosa.adapters.disk import load_adapter, save_adapter
+from rosa.adapters.disk import load_adapter
 from rosa.adapters.hub import push_to_hub
 from rosa.adapters.merging import merge, unmerge
 from rosa.adapters.parameters import count_parameters, print_trainable_parameters, trainable_parameters
 from rosa.adapters.patching import patch, unpatch
 from rosa.adapters.record import is_patched
+from rosa.adapters.saving import save_adapter
 from rosa.adapters.switching import active_adapter, adapter_names, delete_adapter, disabled, set_adapter
 from rosa.errors import AdapterError, UnsupportedModelError
-from rosa.selection.optimizer import DynamicLayerSelection, Selection
+from rosa.selection.algorithm import Selection
+from rosa.selection.optimizer import DynamicLayerSelection
 from rosa.selection.zero import layer_groups
 
 if TYPE_CHECKING:

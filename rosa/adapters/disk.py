@@ -1,85 +1,22 @@
-"""Adapters on disk: saved from a patched model, loaded into a model of their base."""
+"""Adapters loaded from disk into a model of their base."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 
 from rosa.adapters.config import AdapterConfig
-from rosa.adapters.folder import (
-    ADAPTER_TYPE,
-    FORMAT_VERSION,
-    is_peft,
-    local_folder,
-    open_adapter,
-    refuse_model_folder,
-    write_adapter,
-    write_peft_adapter,
-)
+from rosa.adapters.folder import FORMAT_VERSION, is_peft, local_folder, open_adapter
 from rosa.adapters.patching import add_adapter
-from rosa.adapters.peft_road import in_peft_order, open_peft_road, peft_config
-from rosa.adapters.plan import METHODS, describe_base, make_adapter, method_of, plan_adapter
+from rosa.adapters.peft_road import open_peft_road
+from rosa.adapters.plan import METHODS, describe_base, make_adapter, plan_adapter
 from rosa.adapters.record import is_patched, patched
+from rosa.adapters.saving import not_finite
 from rosa.errors import AdapterError
-from rosa.models.sharding import gathered, is_managed, is_partitioned, shard_like, whole
-
-
-def save_adapter(
-    model: nn.Module, folder: str | os.PathLike, adapter_name: str | None = None, *, as_peft: bool = False
-) -> None:
-    """Saves what an adapter of a patched model has learned: its modules' weights, norms if it trains them, and a card.
-
-    Of a model sharded by FSDP2 or ZeRO-3 every rank calls this, and the first one writes.
-
-    Args:
-        model (nn.Module): a patched model, wrapped or not; the names in the file are those of the plain model.
-        folder (path): made if need be; an adapter in it is replaced, at once or, if the process is killed, not at all.
-            A README.md that somebody else wrote stays as it is.
-        adapter_name (str, optional): None saves the active adapter.
-        as_peft (bool): write what `peft.PeftModel.from_pretrained` loads, without a card: a RoAd adapter without norms
-            whose layers all pair in groups of one size.
-
-    Raises:
-        ValueError: the model is not patched, the adapter stands on the meta device, the folder holds a model, or peft
-            has no such adapter.
-        KeyError: the model has no such adapter.
-        FloatingPointError: a value is not finite.
-        OSError: the files cannot be written.
-        Nothing is written then, and an adapter that was there is whole.
-    """
-    adapter = patched(model)[1].adapter(adapter_name)
-    if any(tensor.is_meta for tensor in adapter.tensors().values()):
-        raise ValueError("this model is on the meta device: its adapter has no values to save")
-    folder = Path(folder)
-    refuse_model_folder(folder)
-    theirs = peft_config(model, adapter) if as_peft else None
-    parameters = list(adapter.parameters().values())
-    with gathered(parameters):
-        tensors = {name: whole(tensor).cpu().contiguous() for name, tensor in adapter.tensors().items()}
-    broken = _not_finite(tensors)
-    if broken:
-        raise FloatingPointError(f"{broken}, so the adapter was not saved; what was in {folder} is as it was")
-    if any(isinstance(p, DTensor) or is_partitioned(p) for p in parameters) and dist.get_rank() != 0:
-        return
-    if theirs is not None:
-        return write_peft_adapter(folder, theirs, in_peft_order(tensors, theirs))
-    description = {
-        "adapter_type": ADAPTER_TYPE,
-        "format_version": FORMAT_VERSION,
-        "method": method_of(adapter.config),
-        "base_model_name_or_path": base_name(model),
-        "base": adapter.base,
-        "config": asdict(adapter.config),
-    }
-    write_adapter(folder, description, tensors)
+from rosa.models.sharding import is_managed, shard_like
 
 
 def load_adapter(
@@ -140,7 +77,7 @@ def load_adapter(
             adapter = make_adapter(plan, empty=True)
             _refuse_managed(model, adapter.parameters().values())
         tensors = {name: stored.tensor(name).to(place.dtype) for name, place in adapter.tensors().items()}
-    broken = _not_finite(tensors)
+    broken = not_finite(tensors)
     if broken:
         raise AdapterError(f"the weights in {source} are of no use: {broken}")
 
@@ -151,11 +88,6 @@ def load_adapter(
     elif adapter_name != record.active:
         record.switch(adapter_name)
     return model
-
-
-def base_name(model: nn.Module) -> str | None:
-    """The name or path that the patched model was loaded from, as far as it has one."""
-    return getattr(getattr(patched(model)[0], "config", None), "name_or_path", None) or None
 
 
 def _config(description: dict[str, Any], source: str | os.PathLike) -> AdapterConfig:
@@ -198,12 +130,3 @@ def _refuse_managed(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Non
             f"DeepSpeed keeps the parameters of this {type(model).__name__} already, and would not see other values: "
             "load the adapter before deepspeed.initialize, and not under ZeRO-3's Init"
         )
-
-
-def _not_finite(tensors: dict[str, Tensor]) -> str | None:
-    """The first tensor with a value that is not finite, in words."""
-    return next((f"{name} holds values that are not finite" for name, t in tensors.items() if not _finite(t)), None)
-
-
-def _finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())

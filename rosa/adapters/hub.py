@@ -11,8 +11,8 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
 from rosa.adapters.card import MARK
-from rosa.adapters.disk import save_adapter
 from rosa.adapters.folder import CARD_NAME, NOTE_NAME, PEFT_CONFIG_NAME, is_note, model_file
+from rosa.adapters.saving import save_adapter
 
 
 def push_to_hub(

@@ -6,7 +6,7 @@ parameters nor its state dict hold them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rosa.adapters.config import AdapterConfig
-from rosa.adapters.save_pretrained import save_pretrained_saves_adapters
 from rosa.models.decoder import rotary_functions
 from rosa.models.rotary import serve_adapters
 from rosa.models.sharding import check_not_sharded
@@ -143,6 +142,7 @@ class Patch:
 
     owner: str  # the name of the model's class
     requires_grad: dict[str, bool]  # of every parameter, before
+    prepare_process: Callable[[], None]  # for such a model, which takes it along when it is pickled
     adapters: dict[str, Adapter] = field(default_factory=dict)
     active: str | None = None  # None until the first adapter is in
     hosts: dict[str, nn.Module] = field(default_factory=dict)  # all with hooks that call their child, by its full name
@@ -217,7 +217,7 @@ class Patch:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        save_pretrained_saves_adapters()  # a process that unpickles a model may not have patched one yet
+        self.prepare_process()  # one that unpickles a model may not have patched one yet
         for host in self.hosts.values():
             if rotary_functions(type(host)) is not None:
                 serve_adapters(type(host))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rosa.models.rotary import RotaryLayout, attach
-from rosa_kernels.road_reference import NUMBERS, road_reference, rope_road_reference
+from rosa_kernels import road, rope_road
+from rosa_kernels.road_reference import NUMBERS
 
 
 class Pairing(NamedTuple):
@@ -76,7 +77,7 @@ class Road(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """RoAd of an output `[..., width]`; shape and dtype as given."""
-        return road_reference(h, self.theta, self.alpha, **self.options)
+        return road(h, self.theta, self.alpha, inplace=True, **self.options)
 
     @property
     def options(self) -> dict[str, int | None]:
@@ -95,8 +96,8 @@ class Road(nn.Module):
 
 def _adapt_output(child: str, linear: nn.Module, args: tuple, output: Tensor) -> Tensor:
     """Forward hook of an adapted linear layer."""
-    road = getattr(linear, child, None)  # None where the adapter that is switched in leaves this layer out
-    return output if road is None or road.before_rope else road(output)
+    module = getattr(linear, child, None)  # None where the adapter that is switched in leaves this layer out
+    return output if module is None or module.before_rope else module(output)
 
 
 class RopeRoad(nn.Module):
@@ -124,7 +125,7 @@ class RopeRoad(nn.Module):
         turn = self.layout.heads_first
         weights = [None if road is None else (road.theta, road.alpha) for road in self._roads]
         options = next(road.options for road in self._roads if road is not None)
-        q, k = rope_road_reference(
+        q, k = rope_road(
             turn(q), turn(k), *self.layout.pairwise(cos, sin), *weights,
             interleaved=self.layout.interleaved, rotary_dim=self.layout.rotary_dim, **options,
         )  # fmt: skip

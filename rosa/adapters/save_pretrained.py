@@ -10,6 +10,10 @@ import functools
 import inspect
 from typing import Any
 
+from rosa.adapters.record import is_patched, patched
+from rosa.adapters.saving import save_adapter
+from rosa.models.sharding import is_sharded
+
 
 def save_pretrained_saves_adapters() -> None:
     """Has the `save_pretrained` of transformers' models save the active adapter of those that are patched: the folder
@@ -26,8 +30,6 @@ def save_pretrained_saves_adapters() -> None:
 
     @functools.wraps(original)
     def save_pretrained(self, *args, **kwargs):
-        from rosa.adapters.record import is_patched, patched  # which import this file
-
         if not is_patched(self) or not patched(self)[1].active_adapter.attached:
             return original(self, *args, **kwargs)
         return _save(self, **signature.bind(self, *args, **kwargs).arguments)
@@ -37,9 +39,6 @@ def save_pretrained_saves_adapters() -> None:
 
 
 def _save(model: Any, save_directory: Any, is_main_process: bool = True, push_to_hub: bool = False, **_: Any) -> None:
-    from rosa.adapters.disk import save_adapter
-    from rosa.models.sharding import is_sharded
-
     name = type(model).__name__
     if push_to_hub:
         raise ValueError(f"this {name} is patched: push its adapter with rosa.push_to_hub(model, repo_id)")

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rosa.inspection.figures import draw_selections
-from rosa.selection.optimizer import Selection
+from rosa.selection.algorithm import Selection
 
 LINE_COLOURS = {"RoSA": "#1f5fa8", "LoRA": "#d9822b"}
 SMOOTHING = 10

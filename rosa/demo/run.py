@@ -18,7 +18,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from rosa.adapters.disk import load_adapter, save_adapter
+from rosa.adapters.disk import load_adapter
+from rosa.adapters.saving import save_adapter
 from rosa.demo.figure import draw_figure
 from rosa.demo.methods import fine_tune_lora, fine_tune_rosa
 from rosa.demo.report import Accuracy, base_section, command_section, comparison_section, fine_tuning_section

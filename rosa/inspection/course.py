@@ -8,8 +8,8 @@ from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
 
+from rosa.selection.algorithm import Selection
 from rosa.selection.log import read_entry
-from rosa.selection.optimizer import Selection
 from rosa.storage.parsing import parse_object
 from rosa.training.resuming import last_checkpoint
 

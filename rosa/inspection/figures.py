@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rosa.inspection.activations import STATES, EnergyShare, LayerActivations
 from rosa.inspection.course import Course
-from rosa.selection.optimizer import Selection
+from rosa.selection.algorithm import Selection
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, and greys.
 COLOURS = {"queries": "#0072B2", "keys": "#D55E00"}

@@ -17,6 +17,7 @@ class Engine:
     """No engine: the process trains alone, or its gradients are reduced by the user."""
 
     groups: tuple[dist.ProcessGroup, ...] = ()  # over which all ranks select alike, one after the other
+    ranks_agree = False  # whether their options have been found equal
 
     def obstacle(self) -> str | None:
         """Why layers cannot be frozen under this engine, or None where they can."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
-from rosa.selection.optimizer import Selection
+from rosa.selection.algorithm import Selection
 
 COUNT, EXPLOITED, SELECTED, SCORE = "dls/layers", "dls/exploited", "dls/selected/", "dls/score/"
 

@@ -1,7 +1,8 @@
-"""Which layers take part in Dynamic Layer Selection, and whose gradients score them (Eq. 5)."""
+"""Which layers take part in Dynamic Layer Selection, and their scores (Eq. 5)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from rosa.adapters.parameters import trainable_parameters
 from rosa.errors import UnsupportedModelError
 from rosa.models.decoder import DecoderLayer, decoder_layers
+from rosa.selection.engines import Engine
 
 # By the gradients of the norms before attention and the MLP, or by those of all else that trains in the layer.
 SCORES = ("norms", "adapter")
@@ -68,6 +70,38 @@ def scored_layers(
             "build it from this model's parameters, for example rosa.trainable_parameters(model)"
         )
     return layers
+
+
+def score_layers(layers: Sequence[ScoredLayer], engine: Engine, score: str, step: int) -> tuple[float, ...]:
+    """Eq. 5: sqrt(|grad attn norm|^2 + |grad ffn norm|^2) of every layer, or the same over its adapter; a layer that
+    took no part scores 0.
+
+    Args:
+        layers (sequence of ScoredLayer): what `scored_layers` found.
+        engine (Engine): that reduces their gradients.
+        score (str): one of SCORES.
+        step (int): for the errors.
+
+    Raises:
+        RuntimeError: none of the scored parameters has a gradient.
+        FloatingPointError: a score is not finite.
+    """
+    if not engine.saw_backward([p for layer in layers for p in layer.scored]):
+        scored = score.removesuffix("s")
+        raise RuntimeError(
+            f"step {step} selects layers, but no {scored} has a gradient: call backward() before step(), and "
+            "another optimizer's zero_grad() after it"
+        )
+    engine.reduce_unmanaged([p for layer in layers for p in layer.score_only])
+    squares, device = [], layers[0].scored[0].device
+    for layer in layers:
+        parts = [norm.to(device) for norm in map(engine.squared_norm, layer.scored) if norm is not None]
+        squares.append(sum(parts, torch.zeros((), device=device)))
+    scores = tuple(torch.stack(squares).sqrt().tolist())
+    for layer, value in zip(layers, scores, strict=True):
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the gradients of layer {layer.index}'s {score} are not finite at step {step}")
+    return scores
 
 
 def holders(layers: Iterable[ScoredLayer]) -> dict[nn.Parameter, set[int]]:

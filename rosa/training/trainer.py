@@ -16,9 +16,10 @@ from transformers import TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINING_ARGS_NAME
 
-from rosa.adapters.disk import load_adapter, save_adapter
+from rosa.adapters.disk import load_adapter
 from rosa.adapters.parameters import trainable_parameters
 from rosa.adapters.record import is_patched
+from rosa.adapters.saving import save_adapter
 from rosa.adapters.switching import active_adapter
 from rosa.models.sharding import shard_state, whole_state
 from rosa.training.resuming import unloadable_told

@@ -10,8 +10,8 @@ from transformers import TrainerCallback, TrainingArguments
 import rosa
 from rosa.cli import main
 from rosa.inspection.course import Course, read_course
+from rosa.selection.algorithm import Selection
 from rosa.selection.log import LogSelections, log_entry, read_entry
-from rosa.selection.optimizer import Selection
 
 MADE = Selection(7, (1, 4), True, (0.5, 2.0, 0.25))
 

@@ -14,7 +14,7 @@ from rosa.inspection import figures
 from rosa.inspection.activations import LayerActivations, energy_shares
 from rosa.inspection.course import Course
 from rosa.models.rotary import RotaryLayout
-from rosa.selection.optimizer import Selection
+from rosa.selection.algorithm import Selection
 
 
 def layer(index, *, rotary_dim=8, width=12, keys=True, interleaved=False):

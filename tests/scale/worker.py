@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 import rosa
 from benchmarks.traffic import Traffic
 from rosa.models.sharding import whole
-from rosa.selection import optimizer as selection
+from rosa.selection import freezing
 from rosa.training.processes import leave_process_groups
 from tests.rosa.conftest import make_model, make_patched
 
@@ -99,7 +99,7 @@ def run(
 ):  # fmt: skip
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(rank)
-    selection._warn_once.cache_clear()
+    freezing._warn_once.cache_clear()
     dls = (dls or {}) | by_rank[rank]
     inner = build(**(model or {}))
     if resume:

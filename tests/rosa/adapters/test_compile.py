@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import TrainingArguments
 
 import rosa
-from rosa.selection import optimizer as selection
+from rosa.selection import freezing
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +154,7 @@ def test_four_graphs_serve_all_layers_and_selections(make_patched, batch):
 
 
 def test_a_model_compiled_as_a_whole_warns_of_skip_once(make_patched, batch):
-    selection._warn_once.cache_clear()
+    freezing._warn_once.cache_clear()
     model, graphs = make_patched(num_hidden_layers=2).train(), CompileCounterWithBackend("eager")
     compiled = torch.compile(model, fullgraph=True, backend=graphs)
     with pytest.warns(UserWarning, match=r"compiled as a whole.*layer.compile\(\).*mode='mask'") as caught:
@@ -165,7 +165,7 @@ def test_a_model_compiled_as_a_whole_warns_of_skip_once(make_patched, batch):
 
 @pytest.mark.parametrize("mode", ["mask", "skip, the optimizer gone"])
 def test_nothing_is_said_where_nothing_is_frozen_and_one_graph_does(make_patched, batch, mode):
-    selection._warn_once.cache_clear()
+    freezing._warn_once.cache_clear()
     model, graphs = make_patched(num_hidden_layers=2).train(), CompileCounterWithBackend("eager")
     if mode != "mask":
         train(model, batch, model, steps=1)
@@ -201,7 +201,7 @@ def test_a_compiled_training_takes_the_same_course_and_never_gives_up(make_patch
     limit, eager = torch._dynamo.config.recompile_limit, train()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*compiled as a whole")
-        selection._warn_once.cache_clear()
+        freezing._warn_once.cache_clear()
         compiled = train(torch_compile=True, torch_compile_backend="eager")
     frames = torch._dynamo.utils.counters["frames"]
     assert frames["ok"] == frames["total"] and torch._dynamo.config.recompile_limit == limit

@@ -301,3 +301,26 @@ def test_odd_outputs_are_left_out_unless_they_are_named():
 def test_the_wrong_kind_of_configuration_is_refused(make_model):
     with pytest.raises(TypeError, match="config must be a rosa.RosaConfig or a rosa.RoadConfig, got dict"):
         rosa.patch(make_model(), {"variant": 2})
+
+
+@pytest.mark.parametrize("variant", [1, 2, 4])
+def test_the_kernels_compute_what_the_reference_does(batch, variant, kernel_device, monkeypatch):
+    """Forward, every gradient, and decoding, where outputs may be written in place."""
+    config = rosa.RoadConfig(variant=variant)
+    model = make_road(config=config, num_hidden_layers=2).to(kernel_device)
+    batch = {name: tensor.to(kernel_device) for name, tensor in batch.items()}
+    parameters = rosa.trainable_parameters(model)
+
+    def results():
+        out = model(**batch)
+        tokens = model.generate(batch["input_ids"][:, -4:], max_new_tokens=3, do_sample=False)
+        return out.logits, tokens, torch.autograd.grad(out.loss, parameters)
+
+    monkeypatch.setenv("ROSA_BACKEND", "reference")
+    logits, tokens, gradients = results()
+    monkeypatch.setenv("ROSA_BACKEND", "triton")
+    found = results()
+    torch.testing.assert_close(found[0], logits, atol=1e-4, rtol=1e-4)
+    assert torch.equal(found[1], tokens)
+    for mine, theirs in zip(found[2], gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-3)

@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import pickle
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, OlmoConfig, OlmoForCausalL
 
 import rosa
 from rosa import DynamicLayerSelection
-from rosa.selection import optimizer as selection
+from rosa.selection import freezing
 
 
 def wrap(model, *, kind=torch.optim.AdamW, lr=1e-2, **options):
@@ -399,7 +400,7 @@ def test_backward_costs_less_the_higher_the_lowest_selected_layer(make_patched, 
         flops.append(backward_flops(model, batch))
         train(model, optimizer, batch, 1)
         assert backward_flops(model, batch) > flops[0]  # the step before a selection computes every layer's gradients
-        optimizer._steps -= 1  # back to the step after a selection
+        optimizer._selector.steps -= 1  # back to the step after a selection
     assert flops == sorted(flops, reverse=True) and flops[3] < 0.4 * flops[0]
 
 
@@ -532,7 +533,7 @@ def test_norms_that_another_optimizer_has_cleared_too_early_are_told(make_patche
 
 @pytest.mark.parametrize("cleared", [True, False])
 def test_gradients_that_nobody_clears_are_told_for_they_add_up_in_the_scores(make_patched, batch, cleared, recwarn):
-    selection._warn_once.cache_clear()
+    freezing._warn_once.cache_clear()
     model = make_patched().train()
     optimizer = DynamicLayerSelection(torch.optim.AdamW(matrices(model), lr=1e-3), model, interval=2)
     for _ in range(4):
@@ -728,9 +729,9 @@ def test_a_model_with_layer_selection_is_pickled_and_copied_without_it(make_patc
     file.seek(0)
     for twin in (torch.load(file, weights_only=False), copy.deepcopy(model)):
         assert torch.equal(twin(**batch).logits, model(**batch).logits)
-        optimizer._forward_seen = False
+        optimizer._freezing.forward_seen = False
         twin(**batch)
-        assert not optimizer._forward_seen
+        assert not optimizer._freezing.forward_seen
 
 
 def test_zero_grad_clears_norms_that_serve_the_score_alone(make_patched, batch):
@@ -756,6 +757,29 @@ def test_a_deep_copy_of_the_optimizer(make_patched, batch):
     train(model, optimizer, batch, 6)
     twin = copy.deepcopy(optimizer)
     assert twin.history == optimizer.history and twin.selected_layers == optimizer.selected_layers
+
+
+def test_a_pickle_of_the_optimizer_keeps_its_course_and_leaves_the_model_behind(make_patched, batch):
+    model = make_patched().train()
+    optimizer = wrap(model)
+    train(model, optimizer, batch, 6)
+    twin = pickle.loads(pickle.dumps(optimizer))
+    assert (twin.history, twin.k, twin.interval, twin.mode) == (optimizer.history, 2, 5, "skip")
+    assert twin._freezing.model is None and twin._freezing.optimizer is twin.optimizer
+    assert twin.state_dict()["layer_selection"]["step"] == 6
+
+
+def test_what_is_set_on_it_counts_from_the_next_step_on(make_patched, batch):
+    model = make_patched().train()
+    optimizer = wrap(model, mode="mask", interval=100)
+    train(model, optimizer, batch, 2)
+    optimizer.interval, optimizer.p_exploit, optimizer.k = 1, 1.0, 3
+    train(model, optimizer, batch, 1)
+    (made,) = optimizer.history
+    assert (made.step, made.exploited, len(made.layers)) == (3, True, 3)
+    optimizer.interval, optimizer.selected_layers = 100, (1,)
+    backward(model, batch)
+    assert [layer.self_attn.roae.up.grad is not None for layer in model.model.layers] == [False, True, False, False]
 
 
 def test_gpt2_has_layers_too():
