@@ -6,6 +6,7 @@ from rosa.adapters.by_row import adapters_by_row
 from rosa.adapters.config import RoadConfig, RosaConfig
 from rosa.adapters.disk import load_adapter
 from rosa.adapters.hub import push_to_hub
+from rosa.adapters.merging import merge, unmerge
 from rosa.adapters.parameters import count_parameters, print_trainable_parameters, trainable_parameters
 from rosa.adapters.patching import patch, unpatch
 from rosa.adapters.record import is_patched
@@ -37,12 +38,14 @@ __all__ = [
     "is_patched",
     "layer_groups",
     "load_adapter",
+    "merge",
     "patch",
     "print_trainable_parameters",
     "push_to_hub",
     "save_adapter",
     "set_adapter",
     "trainable_parameters",
+    "unmerge",
     "unpatch",
 ]
 

@@ -9,11 +9,12 @@ from typing import Any
 from torch import nn
 
 from rosa.adapters.config import AdapterConfig
-from rosa.adapters.folder import local_folder, open_adapter
+from rosa.adapters.folder import FORMAT_VERSION, is_peft, local_folder, open_adapter
 from rosa.adapters.patching import add_adapter
+from rosa.adapters.peft_road import open_peft_road
 from rosa.adapters.plan import METHODS, describe_base, make_adapter, plan_adapter
 from rosa.adapters.record import is_patched, patched
-from rosa.adapters.saving import FORMAT_VERSION, not_finite
+from rosa.adapters.saving import not_finite
 from rosa.errors import AdapterError
 from rosa.models.sharding import is_managed, shard_like
 
@@ -32,7 +33,8 @@ def load_adapter(
     Args:
         model (nn.Module): a model of the adapter's base, wrapped or not. If it is patched, the adapter of this name is
             overwritten, or one is added.
-        source (path or str): a folder that `save_adapter` wrote, or a repository of the Hugging Face hub ("user/name").
+        source (path or str): a folder that `save_adapter` wrote, or one of peft's with an adapter of its RoAd, or a
+            repository of the Hugging Face hub ("user/name").
         adapter_name (str): its name in the model.
         revision (str, optional): branch, tag or commit on the hub; None is "main".
         token (str, optional): for the hub; None takes the one that `hf auth login` stored, or HF_TOKEN.
@@ -43,17 +45,20 @@ def load_adapter(
     Raises:
         FileNotFoundError: the folder or a file in it is missing.
         AdapterError: a damaged file, an unknown format version, values that are not finite, or an adapter for another
-            base model.
+            base model, or of a kind of peft's that is not RoAd.
         ValueError: the model has an adapter of this name with another configuration, the name does not fit, DeepSpeed
-            has the parameters, or an adapter would be added inside `torch.inference_mode()`.
+            has the parameters, the active adapter is merged, or an adapter would be added inside
+            `torch.inference_mode()`.
         Nothing is changed after an error.
     """
-    with open_adapter(local_folder(source, revision, token)) as stored:
+    folder = local_folder(source, revision, token)
+    with open_peft_road(folder, model) if is_peft(folder) else open_adapter(folder) as stored:
         config = _config(stored.description, source)
         _check_base(model, config, stored.description, source)
         record = patched(model)[1] if is_patched(model) else None
         known = record is not None and adapter_name in record.adapters
         if known:
+            record.check_unmerged()
             adapter = record.adapters[adapter_name]
             if adapter.config != config:
                 raise ValueError(f"this model is patched with {adapter.config}, the adapter in {source} has {config}")
@@ -93,7 +98,7 @@ def _config(description: dict[str, Any], source: str | os.PathLike) -> AdapterCo
             "load it with the version of RoSA that wrote it, or a newer one"
         )
     method = description.get("method", "rosa")  # what had none when there was one
-    if method not in METHODS:
+    if method not in list(METHODS):  # it may be anything that JSON holds
         raise AdapterError(f"the adapter in {source} is of a method {method!r}, known are {', '.join(METHODS)}")
     try:
         return METHODS[method].config(**description["config"])

@@ -33,6 +33,7 @@ CARD_NAME = "README.md"
 NOTE_NAME = "config.json"
 
 ADAPTER_TYPE = "rosa"
+FORMAT_VERSION = 1
 _KEY = "adapter_config"  # of the weights' metadata
 _DTYPES = ("F32", "F64", "BF16", "F16")
 _MODEL_FILES = (
@@ -109,7 +110,7 @@ def write_adapter(folder: Path, description: dict[str, Any], tensors: dict[str, 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         contents = {}
-        if not card.exists() or MARK in card.read_text(encoding="utf-8", errors="replace"):
+        if not card.exists() or _is_our_card(card):
             contents[card] = model_card(description, tensors).encode("utf-8")
         if not note.exists() or is_note(note.read_bytes()):
             contents[note] = (json.dumps(NOTE, indent=2) + "\n").encode("utf-8")
@@ -123,6 +124,25 @@ def write_adapter(folder: Path, description: dict[str, Any], tensors: dict[str, 
         raise OSError(f"the adapter could not be saved in {folder}: {error}. One that was there is whole") from error
 
 
+def write_peft_adapter(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Writes an adapter's folder as peft has it, which is made if need be, without a card.
+
+    Raises:
+        OSError: the files cannot be written. An adapter that was there is whole.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        content = (json.dumps(config, indent=2) + "\n").encode("utf-8")
+        weights = save(tensors, metadata={"format": "pt"})  # which makes it the new adapter
+        replace_files({folder / PEFT_CONFIG_NAME: content, folder / WEIGHTS_NAME: weights})
+        (folder / CONFIG_NAME).unlink(missing_ok=True)  # of the adapter that was here, as are the next two
+        _remove_note(folder)
+        if _is_our_card(folder / CARD_NAME):
+            (folder / CARD_NAME).unlink()
+    except OSError as error:
+        raise OSError(f"the adapter could not be saved in {folder}: {error}. One that was there is whole") from error
+
+
 def has_adapter(folder: str | os.PathLike) -> bool:
     """Whether the folder holds an adapter, RoSA's or peft's, or part of one."""
     return any((Path(folder) / name).exists() for name in (WEIGHTS_NAME, CONFIG_NAME, PEFT_CONFIG_NAME))
@@ -132,9 +152,7 @@ def remove_adapter(folder: Path) -> None:
     """Removes the adapter in a folder, RoSA's or peft's, whole or in part, if there is one; not its card."""
     for name in (WEIGHTS_NAME, CONFIG_NAME, PEFT_CONFIG_NAME):
         (folder / name).unlink(missing_ok=True)
-    note = folder / NOTE_NAME
-    if note.is_file() and is_note(note.read_bytes()):
-        note.unlink()
+    _remove_note(folder)
 
 
 def local_folder(source: str | os.PathLike, revision: str | None = None, token: str | None = None) -> Path:
@@ -222,6 +240,16 @@ def is_note(content: bytes) -> bool:
         return _marked(parse_object(content))
     except ValueError:
         return False
+
+
+def _remove_note(folder: Path) -> None:
+    note = folder / NOTE_NAME
+    if note.is_file() and is_note(note.read_bytes()):
+        note.unlink()
+
+
+def _is_our_card(card: Path) -> bool:
+    return card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
 
 
 def _files(folder: Path) -> tuple[Path, Path]:

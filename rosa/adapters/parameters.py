@@ -27,11 +27,13 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     `prepare_model_for_kbit_training` do to every parameter that they find, it is let train again.
 
     Raises:
-        ValueError: inside `rosa.disabled` the adapter is not in the model.
+        ValueError: inside `rosa.disabled` the adapter is not in the model, and none trains while it is merged.
         UnsupportedModelError: accelerate offloads a parameter that RoSA trains.
     """
     if is_patched(model):
-        adapter = patched(model)[1].active_adapter
+        record = patched(model)[1]
+        record.check_unmerged()
+        adapter = record.active_adapter
         if not adapter.attached:
             raise ValueError("inside `with rosa.disabled(model)` there is no adapter to train: ask before or after it")
         refuse_offloaded({f"{name}.{module.CHILD}": module for name, module in adapter.modules.items()})
@@ -56,5 +58,6 @@ def print_trainable_parameters(model: nn.Module) -> None:
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
-    own = {id(p) for p in adapter_parameters(model).values()} if is_patched(model) else set()
+    trains = is_patched(model) and not patched(model)[1].kept  # nothing while it is merged
+    own = {id(p) for p in adapter_parameters(model).values()} if trains else set()
     return [p for p in model.parameters() if p.requires_grad or id(p) in own]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from rosa.adapters.config import AdapterConfig
+from rosa.adapters.merging import unmerge
 from rosa.adapters.plan import make_adapter, plan_adapter, unwrapped
 from rosa.adapters.record import Adapter, Patch, is_patched, patched
 from rosa.adapters.save_pretrained import save_pretrained_saves_adapters
@@ -58,7 +59,7 @@ def add_adapter(model: nn.Module, adapter_name: str, adapter: Adapter) -> None:
 
 def unpatch(model: nn.Module) -> nn.Module:
     """Takes all adapters off a model in place: its modules, its hooks, its norm weights and requires_grad flags are as
-    before.
+    before. One that is merged goes too: what `merge` made of the base is written by `save_pretrained` before.
 
     Norms of a model that was patched on the meta device keep their values: there were none before.
 
@@ -74,8 +75,10 @@ def unpatch(model: nn.Module) -> nn.Module:
             f"{len(renamed)} parameters of this {type(owner).__name__} have other names since it was patched, "
             f"{renamed[0]} among them: undo what renamed them first (a PEFT model's `unload`, for example)"
         )
-    record.check_enabled()
     check_not_sharded(model)
+    if record.kept:
+        unmerge(model)
+    record.check_enabled()
     record.remove()
     for name, flag in record.requires_grad.items():
         parameters[name].requires_grad_(flag)

@@ -23,6 +23,14 @@ from rosa.models.sharding import check_not_sharded
 PART_OF = "_rosa_part_of"  # on every module that has one of an adapter's, the name of the patched model's class
 
 
+class Kept(NamedTuple):
+    """A value of the base's, while `merge` has put another in its place."""
+
+    module: nn.Module
+    name: str  # of the parameter in the module
+    data: Tensor
+
+
 class NormWeight(NamedTuple):
     """What the weight of a norm holds: for the base, and for every adapter that trains it."""
 
@@ -140,6 +148,7 @@ class Patch:
     hosts: dict[str, nn.Module] = field(default_factory=dict)  # all with hooks that call their child, by its full name
     hooks: list[RemovableHandle] = field(default_factory=list)  # on these
     rows: tuple[str | None, ...] | None = None  # inside `adapters_by_row`: the adapter of each
+    kept: list[Kept] = field(default_factory=list)  # empty unless the active adapter is merged
 
     @property
     def active_adapter(self) -> Adapter:
@@ -185,9 +194,18 @@ class Patch:
         check_not_sharded(model)
         self.active_adapter.check_base_known()
 
+    def check_unmerged(self) -> None:
+        """Raises ValueError while the active adapter is merged into the model's weights."""
+        if self.kept:
+            raise ValueError(
+                f"the adapter {self.active!r} is merged into the weights of this {self.owner}: call "
+                "rosa.unmerge(model) first"
+            )
+
     def check_enabled(self) -> None:
-        """Raises ValueError inside `rosa.disabled` and `rosa.adapters_by_row`."""
+        """Raises ValueError inside `rosa.disabled` and `adapters_by_row`, and while the active adapter is merged."""
         self.check_not_by_row()
+        self.check_unmerged()
         if not self.active_adapter.attached:
             raise ValueError("the adapters of this model cannot be changed inside `with rosa.disabled(model)`")
 

@@ -64,12 +64,7 @@ def plan_road(model: nn.Module, config: RoadConfig) -> RoadPlan:
         ValueError: the configuration does not fit the model.
         UnsupportedModelError: the model cannot be adapted.
     """
-    able = linear_sites(model)
-    sites = able if config.targets == ALL_LINEAR else _named(model, able, config.targets)
-    chosen = chosen_layers(model, config.layers, [site.layer for site in sites], "linear layer of these")
-    sites = [site for site in sites if site.layer.name in chosen]
-    if config.targets == ALL_LINEAR:
-        sites = [site for site in sites if site.width % 2 == 0]  # gates of mixtures of experts may have one output
+    sites = chosen_sites(model, config)
     rotating = _rotating(model)
     pairings = _pairings(model, config, sites, rotating)
     for site, pairing in zip(sites, pairings, strict=True):
@@ -78,6 +73,22 @@ def plan_road(model: nn.Module, config: RoadConfig) -> RoadPlan:
         if fault:
             raise ValueError(f"{plain(site.name)} cannot be paired by pairing={config.pairing!r}: {fault}")
     return RoadPlan(config, describe_road(model), sites, pairings, [s for s in rotating if _takes_outputs(s)])
+
+
+def chosen_sites(model: nn.Module, config: RoadConfig) -> list[LinearSite]:
+    """The linear layers that a configuration chooses.
+
+    Raises:
+        ValueError: it names some that there are none of.
+        UnsupportedModelError: the model has no decoder layers, or none with linear layers.
+    """
+    able = linear_sites(model)
+    sites = able if config.targets == ALL_LINEAR else _named(model, able, config.targets)
+    chosen = chosen_layers(model, config.layers, [site.layer for site in sites], "linear layer of these")
+    sites = [site for site in sites if site.layer.name in chosen]
+    if config.targets == ALL_LINEAR:
+        sites = [site for site in sites if site.width % 2 == 0]  # gates of mixtures of experts may have one output
+    return sites
 
 
 def describe_road(model: nn.Module) -> dict[str, int | str | bool]:

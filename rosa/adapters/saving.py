@@ -11,15 +11,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from rosa.adapters.folder import ADAPTER_TYPE, refuse_model_folder, write_adapter
+from rosa.adapters.folder import (
+    ADAPTER_TYPE,
+    FORMAT_VERSION,
+    refuse_model_folder,
+    write_adapter,
+    write_peft_adapter,
+)
+from rosa.adapters.peft_road import in_peft_order, peft_config
 from rosa.adapters.plan import method_of
 from rosa.adapters.record import patched
 from rosa.models.sharding import gathered, is_partitioned, whole
 
-FORMAT_VERSION = 1
 
-
-def save_adapter(model: nn.Module, folder: str | os.PathLike, adapter_name: str | None = None) -> None:
+def save_adapter(
+    model: nn.Module, folder: str | os.PathLike, adapter_name: str | None = None, *, as_peft: bool = False
+) -> None:
     """Saves what an adapter of a patched model has learned: its modules' weights, norms if it trains them, and a card.
 
     Of a model sharded by FSDP2 or ZeRO-3 every rank calls this, and the first one writes.
@@ -29,9 +36,12 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, adapter_name: str 
         folder (path): made if need be; an adapter in it is replaced, at once or, if the process is killed, not at all.
             A README.md that somebody else wrote stays as it is.
         adapter_name (str, optional): None saves the active adapter.
+        as_peft (bool): write what `peft.PeftModel.from_pretrained` loads, without a card: a RoAd adapter without norms
+            whose layers all pair in groups of one size.
 
     Raises:
-        ValueError: the model is not patched, the adapter stands on the meta device, or the folder holds a model.
+        ValueError: the model is not patched, the adapter stands on the meta device, the folder holds a model, or peft
+            has no such adapter.
         KeyError: the model has no such adapter.
         FloatingPointError: a value is not finite.
         OSError: the files cannot be written.
@@ -42,6 +52,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, adapter_name: str 
         raise ValueError("this model is on the meta device: its adapter has no values to save")
     folder = Path(folder)
     refuse_model_folder(folder)
+    theirs = peft_config(model, adapter) if as_peft else None
     parameters = list(adapter.parameters().values())
     with gathered(parameters):
         tensors = {name: whole(tensor).cpu().contiguous() for name, tensor in adapter.tensors().items()}
@@ -50,6 +61,8 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, adapter_name: str 
         raise FloatingPointError(f"{broken}, so the adapter was not saved; what was in {folder} is as it was")
     if any(isinstance(p, DTensor) or is_partitioned(p) for p in parameters) and dist.get_rank() != 0:
         return
+    if theirs is not None:
+        return write_peft_adapter(folder, theirs, in_peft_order(tensors, theirs))
     description = {
         "adapter_type": ADAPTER_TYPE,
         "format_version": FORMAT_VERSION,

@@ -42,7 +42,8 @@ def set_adapter(model: nn.Module, adapter_name: str) -> None:
 
     Raises:
         KeyError: the model has no such adapter.
-        ValueError: the model is not patched, is sharded over several processes, or is inside `disabled`.
+        ValueError: the model is not patched, is sharded over several processes, is inside `disabled`, or its active
+            adapter is merged.
         Nothing is changed after an error.
     """
     record = patched(model)[1]
@@ -77,10 +78,12 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     is back with its gradients and flags.
 
     Raises:
-        ValueError: the model is not patched, is sharded over several processes, or is inside `adapters_by_row`.
+        ValueError: the model is not patched, is sharded over several processes, is inside `adapters_by_row`, or its
+            active adapter is merged.
     """
     record = patched(model)[1]
     record.check_not_by_row()
+    record.check_unmerged()
     adapter = record.active_adapter
     if not adapter.attached:
         yield model

@@ -44,8 +44,12 @@ def output_width(module: nn.Module) -> int | None:
     """How many outputs a linear layer has, or None where the module is none."""
     if isinstance(getattr(module, "in_features", None), int):
         return getattr(module, "out_features", None) if _gives_its_product(module) else None
-    is_conv1d = type(module).__name__ == "Conv1D" and isinstance(getattr(module, "nf", None), int)  # GPT-2's
-    return module.nf if is_conv1d else None
+    return module.nf if is_conv1d(module) else None
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether it is a linear layer as GPT-2 has them, whose weight is `[inputs, outputs]`."""
+    return type(module).__name__ == "Conv1D" and isinstance(getattr(module, "nf", None), int)
 
 
 def _gives_its_product(module: nn.Module) -> bool:

@@ -216,7 +216,7 @@ def _outputs_of_linear_layers(twin: nn.Module) -> list[_Output]:
     for name, module in twin.named_modules():
         if output_width(module) is not None:
             module.register_forward_hook(
-                lambda module, args, output, name=name: outputs.append(_Output(name, output, output._version))
+                lambda module, args, output, name=name: outputs.append(_Output(name, output, _version(output)))
             )
     return outputs
 
@@ -226,10 +226,15 @@ def _source(x: Tensor, outputs: list[_Output]) -> str | None:
     batch, heads, seq, head_dim = x.shape
     for name, tensor, version in outputs:
         whole = tensor.is_contiguous() and tensor.shape == (batch, seq, heads * head_dim)
-        if whole and tensor._version == version and tensor.untyped_storage()._cdata == x.untyped_storage()._cdata:
+        if whole and _version(tensor) == version and tensor.untyped_storage()._cdata == x.untyped_storage()._cdata:
             by_heads = tensor.unflatten(-1, (heads, head_dim)).transpose(1, 2)
             return name if x.stride() == by_heads.stride() else None
     return None
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often a tensor was written to; those of the inference mode do not count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 @contextmanager

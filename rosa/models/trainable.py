@@ -34,10 +34,10 @@ def refuse_layers_without_backward(model: nn.Module) -> None:
     Raises:
         UnsupportedModelError: one passes no gradient on to its input, so that nothing below it would train.
     """
-    dtype = next((p.dtype for p in model.parameters() if not _is_quantized(p)), torch.float32)
+    dtype = next((p.dtype for p in model.parameters() if not is_quantized(p)), torch.float32)
     seen = set()
     for name, module in model.named_modules():
-        quantized = [t for t in (*module.parameters(False), *module.buffers(False)) if _is_quantized(t)]
+        quantized = [t for t in (*module.parameters(False), *module.buffers(False)) if is_quantized(t)]
         kind = (type(module), *((type(t), t.dtype) for t in quantized))
         if not quantized or not hasattr(module, "in_features") or kind in seen or any(t.is_meta for t in quantized):
             continue
@@ -52,7 +52,7 @@ def refuse_layers_without_backward(model: nn.Module) -> None:
             )
 
 
-def _is_quantized(tensor: Tensor) -> bool:
+def is_quantized(tensor: Tensor) -> bool:
     """Whether it holds integers or 8-bit floats, or is a tensor of a quantization library's own kind."""
     own_kind = not type(tensor).__module__.startswith("torch.")
     return own_kind or tensor.dtype.itemsize == 1 or not tensor.is_floating_point()

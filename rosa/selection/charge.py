@@ -37,7 +37,7 @@ def check_in_charge(freezing: Freezing, call: str) -> None:
     if freezing.adapter_is_away:
         raise RuntimeError(
             "this optimizer was built for an adapter that is not in the model now, and would move the norms of the "
-            f"one that is: switch back with rosa.set_adapter, or leave `rosa.disabled`, before {call}"
+            f"one that is: switch back with rosa.set_adapter, leave `rosa.disabled`, or rosa.unmerge, before {call}"
         )
     if freezing.succeeded:
         raise RuntimeError(

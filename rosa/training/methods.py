@@ -22,6 +22,7 @@ from rosa.adapters.disk import load_adapter
 from rosa.adapters.folder import PEFT_CONFIG_NAME, WEIGHTS_NAME, is_peft, local_folder, read_description
 from rosa.adapters.parameters import count_parameters
 from rosa.adapters.patching import patch
+from rosa.adapters.peft_road import PEFT_TYPE as PEFT_ROAD
 from rosa.adapters.record import is_patched
 from rosa.models.decoder import decoder_layers
 from rosa.storage.settings import check_keys
@@ -107,14 +108,14 @@ def load_trained(model: nn.Module, source: str | os.PathLike) -> nn.Module:
         source (path or str): a folder, or a repository of the Hugging Face hub ("user/name").
 
     Returns:
-        nn.Module: the model with the adapter; peft's is wrapped.
+        nn.Module: the model with the adapter; peft's is wrapped, but for RoAd's, which are ours then.
 
     Raises:
         FileNotFoundError: the folder or a file in it is missing.
         ValueError: the adapter is damaged or does not fit the model.
     """
     folder = local_folder(source)
-    if not is_peft(folder):
+    if not is_peft(folder) or read_description(folder).get("peft_type") == PEFT_ROAD:
         return load_adapter(model, folder)
     if "peft_type" not in read_description(folder):
         raise ValueError(f"{folder / PEFT_CONFIG_NAME} is damaged: it names no peft_type")

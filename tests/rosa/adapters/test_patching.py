@@ -232,7 +232,7 @@ def test_an_unknown_rotary_function_is_refused(make_model, monkeypatch):
     [
         (rosa.RosaConfig(r_low=0.05), ValueError, "r_low=0.05 leaves no pair of 16 rotary elements"),
         (rosa.RosaConfig(layers=(1, 4)), ValueError, "layers names layer 4, but Qwen2ForCausalLM has 4"),
-        ({"r_low": 0.5}, TypeError, "config must be a rosa.RosaConfig, got dict"),
+        ({"r_low": 0.5}, TypeError, "config must be a rosa.RosaConfig or a rosa.RoadConfig, got dict"),
     ],
 )
 def test_a_configuration_that_does_not_fit_changes_nothing(make_model, config, error, message):

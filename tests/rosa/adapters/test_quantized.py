@@ -192,3 +192,14 @@ def test_a_4_bit_model_that_packed_its_weights_is_refused(load, batch):
     fresh = rosa.patch(load(QUANTIZATIONS["bitsandbytes, nf4"]))
     assert not fresh.model.layers[0].self_attn.q_proj.support_avx512bf16_for_cpu
     assert rosa.unpatch(fresh).model.layers[0].self_attn.q_proj.support_avx512bf16_for_cpu
+
+
+def test_quantized_layers_are_not_merged(load, batch):
+    for name, first in (("bitsandbytes, nf4", "uint8"), ("torchao, int8", "bfloat16")):
+        model = rosa.patch(load(QUANTIZATIONS[name]), rosa.RoadConfig())
+        before = weights(model)
+        with pytest.raises(rosa.UnsupportedModelError, match=rf"layers.0.self_attn.q_proj is quantized .*{first}"):
+            rosa.merge(model)
+        assert model.model.layers[0].self_attn.q_proj.road is not None
+        after = weights(model)
+        assert all(torch.equal(a, b) for key in before for a, b in zip(before[key], after[key], strict=True))
