@@ -296,6 +296,32 @@ def test_many_adapters_cost_the_launches_of_one(make, inputs, kind):
     assert launches(["a"] * 4) == launches(["a", "b", "c", "d"]) == launches(["e", None, "h", "a"])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["road-2", "rosa"])
+@torch.no_grad()
+def test_a_forward_pass_by_rows_is_captured_and_replayed(make, kind):
+    model = adapted(make(attn_implementation="eager"), KINDS[kind]).cuda()
+
+    def forward(ids):  # the mask is made here: making it, transformers asks the device whether the batch is packed
+        mask = torch.full((4, 1, 9, 9), float("-inf"), device="cuda").triu(1)
+        return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+
+    ids = torch.randint(3, 96, (4, 9), device="cuda")
+    with rosa.adapters_by_row(model, ROWS):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            forward(ids)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = forward(ids)
+        for _ in range(2):
+            ids.copy_(torch.randint(3, 96, (4, 9), device="cuda"))
+            graph.replay()
+            torch.testing.assert_close(captured, forward(ids))
+
+
 class _Operators(TorchDispatchMode):
     def __init__(self):
         super().__init__()
