@@ -101,13 +101,13 @@ def divide_tokens(batch: int, seq: int, index: Tensor | None, block_t: int, othe
     how many stand beside each other at the same tokens.
 
     The tokens, with an index those of every sequence, are split among `splits` programs that do `steps` blocks each,
-    so that there are some PROGRAMS programs. Written without a branch on the tokens, by which torch.compile would make
-    a graph for each outcome.
+    so that there are some PROGRAMS programs, or as many for every sequence. Written without a branch on the tokens, by
+    which torch.compile would make a graph for each outcome, and without a division by what it does not know, in whose
+    simplification it would take minutes.
     """
     sequences, span = (1, batch * seq) if index is None else (batch, seq)
-    blocks = triton.cdiv(span, block_t)
-    splits = torch.sym_min(blocks, triton.cdiv(PROGRAMS, others * torch.sym_max(1, sequences)))
-    steps = triton.cdiv(blocks, torch.sym_max(1, splits))
+    blocks, most = triton.cdiv(span, block_t), triton.cdiv(PROGRAMS, others)
+    splits, steps = torch.sym_min(blocks, most), triton.cdiv(blocks, most)
     arguments = dict(tokens=batch * seq, splits=splits, steps=steps, INDEXED=index is not None, BLOCK_T=block_t)
     return arguments, (sequences, splits)
 
@@ -115,6 +115,7 @@ def divide_tokens(batch: int, seq: int, index: Tensor | None, block_t: int, othe
 def _arguments(x, theta, alpha, index, variant: int, group: int, head_dim: int) -> tuple[dict[str, Any], int, Rows]:
     """The arguments that both kernels over tokens share, their programs, and rows of sums; x may be a gradient."""
     batch, seq, width = _sequences(x, index).shape
+    width = int(width)  # a constant of the graph, even where torch.compile takes every size for dynamic
     block_p = min(BLOCK_P, triton.next_power_of_2(width // 2))
     block_t = min(max(1, TILE_BYTES // x.element_size() // block_p), MAX_BLOCK_T)
     column_blocks = triton.cdiv(width // 2, block_p)

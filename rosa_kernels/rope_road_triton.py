@@ -85,7 +85,7 @@ def _arguments(
     block_pairs = triton.next_power_of_2(arguments["PAIRS"])
     widest = max(block_pairs, arguments["BLOCK_REST"])
     block_t = min(max(1, TILE_BYTES // q.element_size() // widest), MAX_BLOCK_T)
-    heads = q.shape[1] + k.shape[1]
+    heads = int(q.shape[1]) + int(k.shape[1])  # constants of the graph, even where torch.compile takes all for dynamic
     division, rows = divide_tokens(q.shape[0], q.shape[2], index, block_t, heads)
     names = ("theta", "alpha", "key_theta", "key_alpha")
     arguments |= {name: q if w is None else w.contiguous() for name, w in zip(names, weights, strict=True)}
