@@ -76,9 +76,9 @@ def _store(p_row, stride_d, b_1, b_2, i_p, m_t, WIDTH: tl.constexpr, GROUP: tl.c
         tl.store(p_row + o_2 * stride_d, b_2.to(dtype), mask=m)
 
 
-@triton.jit(do_not_specialize=["tokens", "seq", "steps"])
+@triton.jit(do_not_specialize=["tokens", "seq", "splits", "steps"])
 def road_forward_kernel(
-    x, theta, alpha, index, out, tokens, seq, steps,
+    x, theta, alpha, index, out, tokens, seq, splits, steps,
     x_stride_b, x_stride_l, x_stride_d, out_stride_b, out_stride_l, out_stride_d,
     VARIANT: tl.constexpr, INDEXED: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, COMPUTE: tl.constexpr,
@@ -87,7 +87,7 @@ def road_forward_kernel(
     COLUMN_BLOCKS: tl.constexpr = (WIDTH // 2 + BLOCK_P - 1) // BLOCK_P
     i_p = (tl.program_id(0) % COLUMN_BLOCKS) * BLOCK_P
     span = seq if INDEXED else tokens
-    i_s, i_first = split_tokens(tl.program_id(0) // COLUMN_BLOCKS, span, steps, BLOCK_T)
+    i_s, i_first = split_tokens(tl.program_id(0) // COLUMN_BLOCKS, splits, steps, BLOCK_T)
     i_a = adapter_of(index, i_s, INDEXED)
     o_p = i_p + tl.arange(0, BLOCK_P)[None, :]
     o_1, o_2 = _columns(o_p, GROUP, HEAD_DIM)
@@ -103,9 +103,9 @@ def road_forward_kernel(
         _store(p_out, out_stride_d, b_1, b_2, i_p, m_t, WIDTH, GROUP, HEAD_DIM, BLOCK_P)
 
 
-@triton.jit(do_not_specialize=["tokens", "seq", "steps"])
+@triton.jit(do_not_specialize=["tokens", "seq", "splits", "steps"])
 def road_backward_kernel(
-    dout, kept, theta, alpha, index, dx, sums, tokens, seq, steps,
+    dout, kept, theta, alpha, index, dx, sums, tokens, seq, splits, steps,
     dout_stride_b, dout_stride_l, dout_stride_d, kept_stride_b, kept_stride_l, kept_stride_d,
     dx_stride_b, dx_stride_l, dx_stride_d,
     VARIANT: tl.constexpr, INDEXED: tl.constexpr, NEED_DX: tl.constexpr, NEED_SUMS: tl.constexpr,
@@ -119,7 +119,7 @@ def road_backward_kernel(
     i_p = (tl.program_id(0) % COLUMN_BLOCKS) * BLOCK_P
     i_t = tl.program_id(0) // COLUMN_BLOCKS
     span = seq if INDEXED else tokens
-    i_s, i_first = split_tokens(i_t, span, steps, BLOCK_T)
+    i_s, i_first = split_tokens(i_t, splits, steps, BLOCK_T)
     i_a = adapter_of(index, i_s, INDEXED)
     o_p = i_p + tl.arange(0, BLOCK_P)[None, :]
     o_1, o_2 = _columns(o_p, GROUP, HEAD_DIM)

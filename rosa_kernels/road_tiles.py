@@ -15,9 +15,8 @@ _HALF_PI_3 = tl.constexpr(7.549789948768648e-08)
 
 
 @triton.jit
-def split_tokens(i_t, span, steps, BLOCK_T: tl.constexpr):
-    """Which sequence a program is at, of `span` tokens, and the first of its own, `steps` blocks of them."""
-    splits = tl.cdiv(tl.cdiv(span, BLOCK_T), steps)
+def split_tokens(i_t, splits, steps, BLOCK_T: tl.constexpr):
+    """Which sequence a program is at, one of `splits` there, and the first of its tokens, `steps` blocks of them."""
     return i_t // splits, (i_t % splits) * steps * BLOCK_T
 
 

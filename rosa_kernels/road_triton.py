@@ -22,6 +22,9 @@ BLOCK_P = 64  # pairs: 128 columns side by side, or 64 and 64
 PROGRAMS = 1024  # to aim at: some waves of what a large GPU holds at once
 BLOCK_R = 16  # rows of sums at a time
 
+Rows = tuple[int, int]  # of sums: sequences, and the splits of each
+NO_ROWS: Rows = (0, 0)
+
 
 def forward_launch(
     x: Tensor, theta: Tensor, alpha: Tensor, index: Tensor | None, variant: int, group: int, head_dim: int,
@@ -41,14 +44,14 @@ def backward_launch(
     dout: Tensor, kept: Tensor | None, theta: Tensor, alpha: Tensor, index: Tensor | None,
     variant: int, group: int, head_dim: int, need_dx: bool,
 ) -> Launch:  # fmt: skip
-    """The backward launch over tokens. Its outputs are dx and the partial sums `[rows, 2, columns]` from which
+    """The backward launch over tokens. Its outputs are dx and the partial sums `[*rows, 2, columns]` from which
     `reduce_launch` makes the gradients of theta and alpha; dx is empty where it is not asked for.
 
     `kept` is forward's output for variant 1 and its input for the others, or None: then there are no rows of sums.
     """
     arguments, programs, rows = _arguments(dout, theta, alpha, index, variant, group, head_dim)
     dx = dout.new_empty(dout.shape if need_dx else 0)
-    sums = empty_sums(dout, 0 if kept is None else rows, columns_of_sums(theta, variant))
+    sums = empty_sums(dout, NO_ROWS if kept is None else rows, columns_of_sums(theta, variant))
     arguments |= _row_arguments(index, dout=dout, kept=dout if kept is None else kept, dx=dx if need_dx else dout)
     arguments |= dict(sums=sums, NEED_DX=need_dx, NEED_SUMS=kept is not None)
     return Launch(road_backward_kernel, programs, NUM_WARPS, arguments, (dx, sums))
@@ -69,14 +72,13 @@ def reduce_launch(
     weights = [given if t is None else t.contiguous() for t in (theta, alpha, key_theta, key_alpha)]
     grads = [w.new_empty(w.shape if need else 0) for w, need in zip(weights, needs, strict=True)]
     names, need_names = ("theta", "alpha", "key_theta", "key_alpha"), ("DTHETA", "DALPHA", "DKEY_THETA", "DKEY_ALPHA")
-    rows, indexed = sums.shape[0], index is not None
+    (sequences, splits), indexed = sums.shape[:2], index is not None
     block = min(BLOCK_P, triton.next_power_of_2(max(columns, key_columns)))
     arguments: dict[str, Any] = dict(zip(names, weights, strict=True))
     arguments |= {f"d{name}": grad for name, grad in zip(names, grads, strict=True)}
     arguments |= {f"NEED_{name}": need for name, need in zip(need_names, needs, strict=True)}
     arguments |= dict(
-        sums=sums, index=index if indexed else sums, rows=rows,
-        splits=rows // torch.sym_max(1, index.shape[0]) if indexed else rows,
+        sums=sums, index=index if indexed else sums, rows=sequences * splits, splits=splits,
         VARIANT=variant, INDEXED=indexed, COLUMNS=columns, KEY_COLUMNS=key_columns, BLOCK_R=BLOCK_R, BLOCK=block,
     )  # fmt: skip
     programs = triton.cdiv(columns, block) + triton.cdiv(key_columns, block)
@@ -89,55 +91,61 @@ def columns_of_sums(theta: Tensor | None, variant: int) -> int:
     return 0 if theta is None else theta.shape[-1] // (2 if variant == 4 else 1)
 
 
-def empty_sums(like: Tensor, rows: int, columns: int) -> Tensor:
+def empty_sums(like: Tensor, rows: Rows, columns: int) -> Tensor:
     """Room for partial sums, in the dtype that is computed in."""
-    return like.new_empty(rows, 2, columns, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
+    return like.new_empty(*rows, 2, columns, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
 
 
-def divide_tokens(tokens: int, index: Tensor | None, block_t: int, others: int) -> tuple[dict[str, Any], int]:
+def divide_tokens(batch: int, seq: int, index: Tensor | None, block_t: int, others: int) -> tuple[dict[str, Any], Rows]:
     """How the tokens are divided among programs, and how many stand along them, each with its row of sums; `others` is
     how many stand beside each other at the same tokens.
 
-    A program does `steps` blocks one after the other, of one sequence where there is an index: as many as leave some
-    PROGRAMS programs. Written without a branch on the tokens, by which torch.compile would make a graph for each
-    outcome.
+    The tokens, with an index those of every sequence, are split among `splits` programs that do `steps` blocks each,
+    so that there are some PROGRAMS programs, or as many for every sequence. Written without a branch on the tokens, by
+    which torch.compile would make a graph for each outcome, and without a division by what it does not know, in whose
+    simplification it would take minutes.
     """
-    sequences = 1 if index is None else index.shape[0]
-    blocks = triton.cdiv(tokens // torch.sym_max(1, sequences), block_t)
-    steps = torch.sym_max(1, torch.sym_min(blocks, sequences * blocks * others // PROGRAMS))
-    arguments = dict(tokens=tokens, steps=steps, INDEXED=index is not None, BLOCK_T=block_t)
-    return arguments, sequences * triton.cdiv(blocks, steps)
+    sequences, span = (1, batch * seq) if index is None else (batch, seq)
+    blocks, most = triton.cdiv(span, block_t), triton.cdiv(PROGRAMS, others)
+    splits, steps = torch.sym_min(blocks, most), triton.cdiv(blocks, most)
+    arguments = dict(tokens=batch * seq, splits=splits, steps=steps, INDEXED=index is not None, BLOCK_T=block_t)
+    return arguments, (sequences, splits)
 
 
-def _arguments(x, theta, alpha, index, variant: int, group: int, head_dim: int) -> tuple[dict[str, Any], int, int]:
+def _arguments(x, theta, alpha, index, variant: int, group: int, head_dim: int) -> tuple[dict[str, Any], int, Rows]:
     """The arguments that both kernels over tokens share, their programs, and rows of sums; x may be a gradient."""
-    width = x.shape[-1]
+    batch, seq, width = _sequences(x, index).shape
+    width = int(width)  # a constant of the graph, even where torch.compile takes every size for dynamic
     block_p = min(BLOCK_P, triton.next_power_of_2(width // 2))
     block_t = min(max(1, TILE_BYTES // x.element_size() // block_p), MAX_BLOCK_T)
     column_blocks = triton.cdiv(width // 2, block_p)
-    arguments, rows = divide_tokens(x.numel() // width, index, block_t, column_blocks)
+    arguments, rows = divide_tokens(batch, seq, index, block_t, column_blocks)
     arguments |= dict(
-        theta=theta.contiguous(), alpha=alpha.contiguous(), index=theta if index is None else index,
+        theta=theta.contiguous(), alpha=alpha.contiguous(), index=theta if index is None else index, seq=seq,
         VARIANT=variant, WIDTH=width, GROUP=group, HEAD_DIM=head_dim, BLOCK_P=block_p,
         COMPUTE=tl.float64 if x.dtype == torch.float64 else tl.float32,
     )  # fmt: skip
-    return arguments, rows * column_blocks, rows
+    return arguments, rows[0] * rows[1] * column_blocks, rows
 
 
 def _row_arguments(index: Tensor | None, **tensors: Tensor) -> dict[str, Any]:
-    """Tensors `[..., width]` as `[batch, seq, width]`, their strides by the kernels' argument names, and seq.
-
-    A view, except of more than three dimensions that do not lie one behind the other.
-    """
+    """Tensors `[..., width]` as `_sequences` has them, and their strides by the kernels' argument names."""
     arguments: dict[str, Any] = {}
     for name, t in tensors.items():
-        if t.dim() < 3:
-            t = t.unsqueeze(0 if index is None else 1) if t.dim() == 2 else t[None, None]
-        t = t.flatten(1, -2)
+        t = _sequences(t, index)
         strides = (0 if t.shape[0] == 1 else t.stride(0), *t.stride()[1:])
-        arguments |= {name: t, "seq": t.shape[1]}
-        arguments |= {f"{name}_stride_{axis}": stride for axis, stride in zip("bld", strides, strict=True)}
+        arguments |= {name: t} | {f"{name}_stride_{axis}": stride for axis, stride in zip("bld", strides, strict=True)}
     return arguments
+
+
+def _sequences(t: Tensor, index: Tensor | None) -> Tensor:
+    """`[..., width]` as `[batch, seq, width]`: a view, except of more than three dimensions that do not lie one behind
+    the other."""
+    if t.dim() == 1:
+        return t[None, None]
+    if t.dim() == 2:
+        return t.unsqueeze(0 if index is None else 1)
+    return t.flatten(1, -2)
 
 
 register(

@@ -125,10 +125,10 @@ def _forward_head(
             copy_rest(p_x, x_stride_d, p_out, out_stride_d, m_t, PAIRS, HEAD_DIM, BLOCK_REST)
 
 
-@triton.jit(do_not_specialize=["tokens", "seq", "steps", "cos_rows"])
+@triton.jit(do_not_specialize=["tokens", "seq", "splits", "steps", "cos_rows"])
 def rope_road_forward_kernel(
     q, k, cos, sin, theta, alpha, key_theta, key_alpha, index, q_out, k_out,
-    tokens, seq, steps, cos_rows,
+    tokens, seq, splits, steps, cos_rows,
     q_stride_b, q_stride_h, q_stride_l, q_stride_d,
     k_stride_b, k_stride_h, k_stride_l, k_stride_d,
     q_out_stride_b, q_out_stride_h, q_out_stride_l, q_out_stride_d,
@@ -143,7 +143,7 @@ def rope_road_forward_kernel(
     KEY_WIDTH: tl.constexpr = KEY_HEADS * HEAD_DIM
     i_h = tl.program_id(0) % (HEADS + KEY_HEADS)
     span = seq if INDEXED else tokens
-    i_s, i_first = split_tokens(tl.program_id(0) // (HEADS + KEY_HEADS), span, steps, BLOCK_T)
+    i_s, i_first = split_tokens(tl.program_id(0) // (HEADS + KEY_HEADS), splits, steps, BLOCK_T)
     i_a = adapter_of(index, i_s, INDEXED)
     if i_h < HEADS:
         _forward_head(
@@ -262,10 +262,10 @@ def _backward_head(
             _store_sums(sums, b_sums_rest, i_h, PAIRS, REST, 1, BLOCK_REST // 2, HEAD_DIM, COLUMNS, VARIANT)
 
 
-@triton.jit(do_not_specialize=["tokens", "seq", "steps", "cos_rows"])
+@triton.jit(do_not_specialize=["tokens", "seq", "splits", "steps", "cos_rows"])
 def rope_road_backward_kernel(
     dq_out, dk_out, cos, sin, theta, alpha, key_theta, key_alpha, index, q_kept, k_kept, dq, dk, sums,
-    tokens, seq, steps, cos_rows,
+    tokens, seq, splits, steps, cos_rows,
     dq_out_stride_b, dq_out_stride_h, dq_out_stride_l, dq_out_stride_d,
     dk_out_stride_b, dk_out_stride_h, dk_out_stride_l, dk_out_stride_d,
     q_kept_stride_b, q_kept_stride_h, q_kept_stride_l, q_kept_stride_d,
@@ -287,7 +287,7 @@ def rope_road_backward_kernel(
     COLUMNS: tl.constexpr = QUERY_COLUMNS + KEY_COLUMNS
     i_h, i_t = tl.program_id(0) % (HEADS + KEY_HEADS), tl.program_id(0) // (HEADS + KEY_HEADS)
     span = seq if INDEXED else tokens
-    i_s, i_first = split_tokens(i_t, span, steps, BLOCK_T)
+    i_s, i_first = split_tokens(i_t, splits, steps, BLOCK_T)
     i_a = adapter_of(index, i_s, INDEXED)
     p_sums = sums + i_t.to(tl.int64) * (2 * COLUMNS)
     if i_h < HEADS:
