@@ -67,7 +67,7 @@ def training(machine: Machine, path: Path) -> None:
     last = rows[-1]
     rows = [row for row in rows if all(row[label] == last[label] for label in ("shape", "batch", "seq"))]
     names = [row["provider"] for row in rows]
-    colors = [OURS if name in ("RoSA skip", "RoSA mask") else OTHERS for name in names]
+    colors = [OURS if name in ("RoSA skip", "RoSA mask", "RoAd") else OTHERS for name in names]
     figure = Figure(figsize=(11, 0.42 * len(rows) + 1.6), layout="constrained")
     time, memory = figure.subplots(1, 2, sharey=True)
     _bars(time, names, [row["milliseconds"] for row in rows], colors, "{:,.0f}")

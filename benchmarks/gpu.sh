@@ -8,10 +8,10 @@
 #
 # Time, planned for an H200; each part has its limit, so that one that hangs leaves the others theirs:
 #   tests     120 s  the tests that need a GPU (90 s at most), then the kernels' other tests
-#   ops       135 s  rope_roae and roae, three models, three numbers of tokens; `compiled` at Qwen2.5-7B's shape only;
+#   ops       135 s  rope_roae, road and roae, three models, three numbers of tokens; `compiled` at Qwen2.5-7B's shape only;
 #                    the shapes of roae's launches
 #   layers     85 s  attention block and decoder layer; `compiled` once: the decoder layer of Qwen2.5-7B, 2 x 2048 tokens
-#   training  125 s  eight methods, the largest model that fits
+#   training  125 s  nine methods, the largest model that fits
 #   mixed     300 s  eight requests with eight adapters, six ways; only where it is asked for
 # `compiled` is kept this small because torch.compile takes tens of seconds a shape; `pytest benchmarks` runs it all.
 #
@@ -69,7 +69,7 @@ tests() {
         "${workers[@]}"
 }
 ops() {
-    limited ops 135 benchmarks/bench_{machine,rope_roae,launch_shape,roae}.py -q --results "$out/${stamp}_ops.json" \
+    limited ops 135 benchmarks/bench_{machine,rope_roae,road,launch_shape,roae}.py -q --results "$out/${stamp}_ops.json" \
         -k "not (compiled and (Llama or Gemma))"
 }
 layers() {

@@ -69,7 +69,13 @@ def dora(model: PreTrainedModel, tokens: Tensor) -> Training:
 
 
 def road(model: PreTrainedModel, tokens: Tensor) -> Training:
-    """RoAd of peft (2D rotary adaptation), variant road_1 on all linear layers."""
+    """RoAd_1 of this package, on all linear layers."""
+    parameters = rosa.trainable_parameters(rosa.patch(model, rosa.RoadConfig(variant=1)))
+    return Training(_step(model, tokens, torch.optim.AdamW(parameters, lr=1e-4)), 1, _count(parameters))
+
+
+def road_of_peft(model: PreTrainedModel, tokens: Tensor) -> Training:
+    """RoAd_1 of peft, on all linear layers."""
     return _peft(model, tokens, RoadConfig(target_modules=LINEARS))
 
 
@@ -87,6 +93,7 @@ METHODS: dict[str, Callable[[PreTrainedModel, Tensor], Training]] = {
     "RoSA eager": rosa_eager,
     "LN tuning": ln_tuning,
     "RoAd": road,
+    "RoAd (peft)": road_of_peft,
     "DoRA r=16": dora,
 }
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.results import ERRORS, PACKAGES, Machine, Row, Run
 
-OP_PROVIDERS = ("huggingface", "liger", "eager", "compiled", "separate", "fused")
+OP_PROVIDERS = ("huggingface", "liger", "peft", "eager", "compiled", "separate", "fused")
 HEADINGS = {
     "huggingface": "plain RoPE, Hugging Face",
     "liger": "plain RoPE, Liger",
+    "peft": "peft",
     "eager": "eager",
     "compiled": "compiled",
     "separate": "GEMMs and `rope_roae`",
@@ -18,6 +19,7 @@ HEADINGS = {
 TITLES = {
     "rope_roae": "Op `rope_roae`",
     "roae": "Op `roae`, the whole of RoAE from H",
+    "road": "Op `road`",
     "attention": "Attention block",
     "decoder_layer": "Decoder layer",
 }

@@ -59,8 +59,6 @@ def check_index(index: Tensor, x_name: str, x: Tensor, adapters: int) -> None:
     if index.device != x.device:
         raise ValueError(f"index is on {index.device}, but {x_name} is on {x.device}: all must be on one device")
     if index.is_cpu and index.numel() and not torch.compiler.is_compiling():
-        least, most = int(index.min()), int(index.max())
-        if least < 0 or most >= adapters:
-            raise ValueError(
-                f"index must be from 0 to {adapters - 1}, a row of the tables, got {least if least < 0 else most}"
-            )
+        wrong = next((number for number in index.tolist() if not 0 <= number < adapters), None)
+        if wrong is not None:
+            raise ValueError(f"index must be from 0 to {adapters - 1}, a row of the tables, got {wrong}")
