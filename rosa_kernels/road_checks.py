@@ -59,6 +59,7 @@ def check_index(index: Tensor, x_name: str, x: Tensor, adapters: int) -> None:
     if index.device != x.device:
         raise ValueError(f"index is on {index.device}, but {x_name} is on {x.device}: all must be on one device")
     if index.is_cpu and index.numel() and not torch.compiler.is_compiling():
+        # As a list, which launches nothing that a count of launches would see.
         wrong = next((number for number in index.tolist() if not 0 <= number < adapters), None)
         if wrong is not None:
             raise ValueError(f"index must be from 0 to {adapters - 1}, a row of the tables, got {wrong}")

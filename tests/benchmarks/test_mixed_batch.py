@@ -20,9 +20,9 @@ def test_eight_adapters_launch_what_one_does(counts, method):
 
 
 def test_ours_launch_less_than_peft_and_than_plain_products(counts):
-    assert counts["RoSA"][8] <= counts["base"][8] < counts["LoRA by torch.bmm"][8]
     for method in ("RoAd", "RoSA"):
-        assert counts[method][8] < counts["LoRA (peft)"][8] / 2 < counts["RoAd (peft)"][8]
+        assert counts[method][8] <= counts["base"][8] < counts["LoRA by torch.bmm"][8] < counts["LoRA (peft)"][8] / 2
+    assert counts["LoRA (peft)"][8] < counts["RoAd (peft)"][8]
 
 
 def test_the_rows_that_are_kept_are_of_all_methods():
