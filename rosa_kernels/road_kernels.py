@@ -147,7 +147,7 @@ def road_backward_kernel(
 
 @triton.jit
 def _reduce(
-    sums, index, theta, alpha, dtheta, dalpha, i_a, i_column, rows, splits,
+    sums, index, theta, alpha, dtheta, dalpha, i_a, i_column, rows, sequences,
     VARIANT: tl.constexpr, INDEXED: tl.constexpr, NEED_DTHETA: tl.constexpr, NEED_DALPHA: tl.constexpr,
     COLUMNS: tl.constexpr, ALL_COLUMNS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -160,7 +160,7 @@ def _reduce(
         o_row = i_row + tl.arange(0, BLOCK_R)
         m_row = o_row < rows
         if INDEXED:
-            m_row &= tl.load(index + o_row // splits, mask=m_row, other=-1) == i_a
+            m_row &= tl.load(index + o_row // (rows // sequences), mask=m_row, other=-1) == i_a
         p_sums = sums + (o_row.to(tl.int64) * (2 * ALL_COLUMNS))[:, None] + o[None, :]
         b_first += tl.load(p_sums, mask=m_row[:, None] & m[None, :], other=0.0)
         b_second += tl.load(p_sums + ALL_COLUMNS, mask=m_row[:, None] & m[None, :], other=0.0)
@@ -192,9 +192,9 @@ def _store_gradient(p, b_x, m, NEED: tl.constexpr):
         tl.store(p, b_x.to(p.dtype.element_ty), mask=m)
 
 
-@triton.jit(do_not_specialize=["rows", "splits"])
+@triton.jit(do_not_specialize=["rows", "sequences"])
 def road_reduce_kernel(
-    sums, index, theta, alpha, dtheta, dalpha, key_theta, key_alpha, dkey_theta, dkey_alpha, rows, splits,
+    sums, index, theta, alpha, dtheta, dalpha, key_theta, key_alpha, dkey_theta, dkey_alpha, rows, sequences,
     VARIANT: tl.constexpr, INDEXED: tl.constexpr,
     NEED_DTHETA: tl.constexpr, NEED_DALPHA: tl.constexpr, NEED_DKEY_THETA: tl.constexpr, NEED_DKEY_ALPHA: tl.constexpr,
     COLUMNS: tl.constexpr, KEY_COLUMNS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr,
@@ -206,12 +206,12 @@ def road_reduce_kernel(
     i_a, i_block = tl.program_id(0) // (BLOCKS + KEY_BLOCKS), tl.program_id(0) % (BLOCKS + KEY_BLOCKS)
     if i_block < BLOCKS:
         _reduce(
-            sums, index, theta, alpha, dtheta, dalpha, i_a, i_block * BLOCK, rows, splits,
+            sums, index, theta, alpha, dtheta, dalpha, i_a, i_block * BLOCK, rows, sequences,
             VARIANT, INDEXED, NEED_DTHETA, NEED_DALPHA, COLUMNS, ALL_COLUMNS, BLOCK_R, BLOCK,
         )  # fmt: skip
     else:
         _reduce(
             sums + COLUMNS, index, key_theta, key_alpha, dkey_theta, dkey_alpha, i_a, (i_block - BLOCKS) * BLOCK,
-            rows, splits,
+            rows, sequences,
             VARIANT, INDEXED, NEED_DKEY_THETA, NEED_DKEY_ALPHA, KEY_COLUMNS, ALL_COLUMNS, BLOCK_R, BLOCK,
         )  # fmt: skip

@@ -22,9 +22,6 @@ BLOCK_P = 64  # pairs: 128 columns side by side, or 64 and 64
 PROGRAMS = 1024  # to aim at: some waves of what a large GPU holds at once
 BLOCK_R = 16  # rows of sums at a time
 
-Rows = tuple[int, int]  # of sums: sequences, and the splits of each
-NO_ROWS: Rows = (0, 0)
-
 
 def forward_launch(
     x: Tensor, theta: Tensor, alpha: Tensor, index: Tensor | None, variant: int, group: int, head_dim: int,
@@ -44,14 +41,14 @@ def backward_launch(
     dout: Tensor, kept: Tensor | None, theta: Tensor, alpha: Tensor, index: Tensor | None,
     variant: int, group: int, head_dim: int, need_dx: bool,
 ) -> Launch:  # fmt: skip
-    """The backward launch over tokens. Its outputs are dx and the partial sums `[*rows, 2, columns]` from which
+    """The backward launch over tokens. Its outputs are dx and the partial sums `[2 * rows, columns]` from which
     `reduce_launch` makes the gradients of theta and alpha; dx is empty where it is not asked for.
 
     `kept` is forward's output for variant 1 and its input for the others, or None: then there are no rows of sums.
     """
     arguments, programs, rows = _arguments(dout, theta, alpha, index, variant, group, head_dim)
     dx = dout.new_empty(dout.shape if need_dx else 0)
-    sums = empty_sums(dout, NO_ROWS if kept is None else rows, columns_of_sums(theta, variant))
+    sums = empty_sums(dout, 0 if kept is None else rows, columns_of_sums(theta, variant))
     arguments |= _row_arguments(index, dout=dout, kept=dout if kept is None else kept, dx=dx if need_dx else dout)
     arguments |= dict(sums=sums, NEED_DX=need_dx, NEED_SUMS=kept is not None)
     return Launch(road_backward_kernel, programs, NUM_WARPS, arguments, (dx, sums))
@@ -72,13 +69,14 @@ def reduce_launch(
     weights = [given if t is None else t.contiguous() for t in (theta, alpha, key_theta, key_alpha)]
     grads = [w.new_empty(w.shape if need else 0) for w, need in zip(weights, needs, strict=True)]
     names, need_names = ("theta", "alpha", "key_theta", "key_alpha"), ("DTHETA", "DALPHA", "DKEY_THETA", "DKEY_ALPHA")
-    (sequences, splits), indexed = sums.shape[:2], index is not None
+    indexed = index is not None
     block = min(BLOCK_P, triton.next_power_of_2(max(columns, key_columns)))
     arguments: dict[str, Any] = dict(zip(names, weights, strict=True))
     arguments |= {f"d{name}": grad for name, grad in zip(names, grads, strict=True)}
     arguments |= {f"NEED_{name}": need for name, need in zip(need_names, needs, strict=True)}
     arguments |= dict(
-        sums=sums, index=index if indexed else sums, rows=sequences * splits, splits=splits,
+        sums=sums, index=index if indexed else sums, rows=sums.shape[0] // 2,
+        sequences=index.shape[0] if indexed else 1,
         VARIANT=variant, INDEXED=indexed, COLUMNS=columns, KEY_COLUMNS=key_columns, BLOCK_R=BLOCK_R, BLOCK=block,
     )  # fmt: skip
     programs = triton.cdiv(columns, block) + triton.cdiv(key_columns, block)
@@ -91,12 +89,13 @@ def columns_of_sums(theta: Tensor | None, variant: int) -> int:
     return 0 if theta is None else theta.shape[-1] // (2 if variant == 4 else 1)
 
 
-def empty_sums(like: Tensor, rows: Rows, columns: int) -> Tensor:
-    """Room for partial sums, in the dtype that is computed in."""
-    return like.new_empty(*rows, 2, columns, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
+def empty_sums(like: Tensor, rows: int, columns: int) -> Tensor:
+    """Room for partial sums, in the dtype that is computed in. Each row of sums is two rows of the tensor: a size that
+    may be 1 would have torch.compile make a graph for that case."""
+    return like.new_empty(2 * rows, columns, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
 
 
-def divide_tokens(batch: int, seq: int, index: Tensor | None, block_t: int, others: int) -> tuple[dict[str, Any], Rows]:
+def divide_tokens(batch: int, seq: int, index: Tensor | None, block_t: int, others: int) -> tuple[dict[str, Any], int]:
     """How the tokens are divided among programs, and how many stand along them, each with its row of sums; `others` is
     how many stand beside each other at the same tokens.
 
@@ -109,10 +108,10 @@ def divide_tokens(batch: int, seq: int, index: Tensor | None, block_t: int, othe
     blocks, most = triton.cdiv(span, block_t), triton.cdiv(PROGRAMS, others)
     splits, steps = torch.sym_min(blocks, most), triton.cdiv(blocks, most)
     arguments = dict(tokens=batch * seq, splits=splits, steps=steps, INDEXED=index is not None, BLOCK_T=block_t)
-    return arguments, (sequences, splits)
+    return arguments, sequences * splits
 
 
-def _arguments(x, theta, alpha, index, variant: int, group: int, head_dim: int) -> tuple[dict[str, Any], int, Rows]:
+def _arguments(x, theta, alpha, index, variant: int, group: int, head_dim: int) -> tuple[dict[str, Any], int, int]:
     """The arguments that both kernels over tokens share, their programs, and rows of sums; x may be a gradient."""
     batch, seq, width = _sequences(x, index).shape
     width = int(width)  # a constant of the graph, even where torch.compile takes every size for dynamic
@@ -125,7 +124,7 @@ def _arguments(x, theta, alpha, index, variant: int, group: int, head_dim: int) 
         VARIANT=variant, WIDTH=width, GROUP=group, HEAD_DIM=head_dim, BLOCK_P=block_p,
         COMPUTE=tl.float64 if x.dtype == torch.float64 else tl.float32,
     )  # fmt: skip
-    return arguments, rows[0] * rows[1] * column_blocks, rows
+    return arguments, rows * column_blocks, rows
 
 
 def _row_arguments(index: Tensor | None, **tensors: Tensor) -> dict[str, Any]:

@@ -21,10 +21,8 @@ from rosa_kernels.launch import (
 )
 from rosa_kernels.road_triton import (
     MAX_BLOCK_T,
-    NO_ROWS,
     NUM_WARPS,
     TILE_BYTES,
-    Rows,
     columns_of_sums,
     divide_tokens,
     empty_sums,
@@ -59,7 +57,7 @@ def backward_launch(
     sequence_major: bool, need_dq: bool, need_dk: bool,
 ) -> Launch:  # fmt: skip
     """The backward launch over tokens; its outputs are dq and dk, empty where they are not asked for, and the partial
-    sums `[*rows, 2, columns]` from which `road_triton.reduce_launch` makes the gradients of angles and scales.
+    sums `[2 * rows, columns]` from which `road_triton.reduce_launch` makes the gradients of angles and scales.
 
     `q_kept` and `k_kept` are forward's outputs for variant 1 and its inputs for the others; what is None has no columns
     of sums. `sequence_major` lays dq and dk out as `[b, l, h, d]`, as Hugging Face's projections have it.
@@ -70,7 +68,7 @@ def backward_launch(
     dq = empty_heads(dq_out, sequence_major) if need_dq else dq_out.new_empty(0)
     dk = empty_heads(dk_out, sequence_major) if need_dk else dk_out.new_empty(0)
     columns = need_sums * columns_of_sums(theta, variant) + need_key_sums * columns_of_sums(key_theta, variant)
-    sums = empty_sums(dq_out, rows if columns else NO_ROWS, columns)
+    sums = empty_sums(dq_out, rows if columns else 0, columns)
     q_kept, k_kept = dq_out if q_kept is None else q_kept, dk_out if k_kept is None else k_kept
     arguments |= head_arguments(dq_out=dq_out, dk_out=dk_out, q_kept=q_kept, k_kept=k_kept, dq=dq, dk=dk)
     arguments |= dict(sums=sums, NEED_DQ=need_dq, NEED_DK=need_dk, NEED_SUMS=need_sums, NEED_KEY_SUMS=need_key_sums)
@@ -79,13 +77,13 @@ def backward_launch(
 
 def _arguments(
     q, k, cos, sin, index, weights: Weights, variant: int, neighbours: bool, interleaved: bool
-) -> tuple[dict[str, Any], int, Rows]:
+) -> tuple[dict[str, Any], int, int]:
     """The arguments that both kernels share, their programs, and rows of sums; q and k may be gradients."""
     arguments = shape_arguments(q, k, cos, sin)
     block_pairs = triton.next_power_of_2(arguments["PAIRS"])
-    widest = max(block_pairs, arguments["BLOCK_REST"])
+    # Constants of the graph, even where torch.compile takes every size for dynamic.
+    widest, heads = int(max(block_pairs, arguments["BLOCK_REST"])), int(q.shape[1] + k.shape[1])
     block_t = min(max(1, TILE_BYTES // q.element_size() // widest), MAX_BLOCK_T)
-    heads = int(q.shape[1]) + int(k.shape[1])  # constants of the graph, even where torch.compile takes all for dynamic
     division, rows = divide_tokens(q.shape[0], q.shape[2], index, block_t, heads)
     names = ("theta", "alpha", "key_theta", "key_alpha")
     arguments |= {name: q if w is None else w.contiguous() for name, w in zip(names, weights, strict=True)}
@@ -93,7 +91,7 @@ def _arguments(
         index=q if index is None else index, ADAPT_Q=weights[0] is not None, ADAPT_K=weights[2] is not None,
         VARIANT=variant, NEIGHBOURS=neighbours, INTERLEAVED=interleaved, BLOCK_PAIRS=block_pairs,
     )  # fmt: skip
-    return arguments, rows[0] * rows[1] * heads, rows
+    return arguments, rows * heads, rows
 
 
 register(

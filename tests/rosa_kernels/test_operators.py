@@ -136,7 +136,7 @@ def test_road_backward(normal, kernel_device, indexed, variant, trains, need_dx)
 @pytest.mark.parametrize("needs", [[True] * 4, [True, False, False, True]])
 def test_road_reduce(kernel_device, indexed, variant, needs):
     index, *weights = road_weights(8, variant, indexed, kernel_device)
-    sums = torch.randn(BATCH if indexed else 1, 2, 2, 8 if variant == 1 else 16, device=kernel_device)
+    sums = torch.randn(2 * 2 * BATCH, 8 if variant == 1 else 16, device=kernel_device)
     torch.library.opcheck(ROSA.road_reduce, (sums, index, *weights, *weights, variant, needs))
 
 
