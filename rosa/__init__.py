@@ -2,9 +2,20 @@
 
 from typing import TYPE_CHECKING
 
+from rosa.adapters import rotations
+from rosa.adapters.composition import (
+    compose,
+    composition_parameters,
+    decompose,
+    is_composed,
+    tasks_by_row,
+    use_tasks,
+)
+from rosa.adapters.composition_disk import load_composition, save_composition
 from rosa.adapters.config import RosaConfig
 from rosa.adapters.disk import load_adapter, save_adapter
 from rosa.adapters.hub import push_to_hub
+from rosa.adapters.intervention import dii
 from rosa.adapters.parameters import count_parameters, print_trainable_parameters, trainable_parameters
 from rosa.adapters.patching import patch, unpatch
 from rosa.adapters.record import is_patched
@@ -26,19 +37,29 @@ __all__ = [
     "UnsupportedModelError",
     "active_adapter",
     "adapter_names",
+    "compose",
+    "composition_parameters",
     "count_parameters",
+    "decompose",
     "delete_adapter",
+    "dii",
     "disabled",
+    "is_composed",
     "is_patched",
     "layer_groups",
     "load_adapter",
+    "load_composition",
     "patch",
     "print_trainable_parameters",
     "push_to_hub",
+    "rotations",
     "save_adapter",
+    "save_composition",
     "set_adapter",
+    "tasks_by_row",
     "trainable_parameters",
     "unpatch",
+    "use_tasks",
 ]
 
 

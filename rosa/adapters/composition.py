@@ -11,16 +11,16 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rosa.adapters.composition_plan import Division, plan_division
+from rosa.adapters.pair_rotation import PairRotation, Turned
 from rosa.adapters.prompt_tokens import prompt_tokens
 from rosa.models.decoder import decoder_layers
-from rosa_kernels.road_reference import road_reference as road
 
 MODULE_NAME = "composition"
 _RECORD = "_rosa_composition"
@@ -118,7 +118,7 @@ def use_tasks(model: nn.Module, *tasks: str, prompt_lengths: Sequence[int] | Non
         KeyError: the model has no such task.
         ValueError: the model is not composed, or a length is below 1.
     """
-    with _chosen(model, [tasks], prompt_lengths):
+    with _chosen(model, tasks, prompt_lengths):
         yield model
 
 
@@ -143,39 +143,10 @@ def tasks_by_row(
             for a batch with another number of rows.
     """
     if isinstance(tasks, str) or not len(tasks):
-        raise ValueError(f"tasks must give every row of the batch its task, got {tasks!r}")
+        raise ValueError(f"tasks must give every row its task, got {tasks!r}")
     rows = [() if row is None else (row,) if isinstance(row, str) else tuple(row) for row in tasks]
     with _chosen(model, rows, prompt_lengths):
         yield model
-
-
-class Turned(NamedTuple):
-    """The tokens that one forward pass turns, and with which pairs."""
-
-    masks: Tensor  # of every row of the batch, bool `[rows, pairs]`
-    row: Tensor  # of every token, int64 `[tokens]`
-    column: Tensor
-
-
-class PairRotation(nn.Module):
-    """RoAd_1 of the hidden states behind one decoder layer: an angle and a scale for each pair of neighbours."""
-
-    def __init__(self, pairs: int, device: torch.device | str | None = None):
-        super().__init__()
-        self.theta = nn.Parameter(torch.zeros(pairs, dtype=torch.float32, device=device))
-        self.alpha = nn.Parameter(torch.ones(pairs, dtype=torch.float32, device=device))
-
-    def forward(self, hidden: Tensor, turned: Turned) -> Tensor:
-        """R_m h = (m R + (1 - m) I) h of the tokens that are turned, m being their rows' masks; the others as given.
-
-        Args:
-            hidden (Tensor): `[rows, tokens, width]`.
-            turned (Turned): the tokens and the masks.
-        """
-        masks, row, column = (t.to(hidden.device) for t in turned)
-        theta, alpha = self.theta.masked_fill(~masks, 0.0), self.alpha.masked_fill(~masks, 1.0)
-        z = road(hidden[row, column], theta, alpha, row.int(), variant=1)
-        return hidden.index_put((row, column), z)
 
 
 @dataclass
@@ -186,7 +157,7 @@ class Composition:
     requires_grad: dict[str, bool]  # of every parameter, before
     rotations: dict[int, PairRotation] = field(default_factory=dict)  # by the number of their layer
     hooks: list[RemovableHandle] = field(default_factory=list)
-    masks: Tensor | None = None  # of the rows, bool `[rows, pairs]`; None outside of `use_tasks` and `tasks_by_row`
+    masks: Tensor | None = None  # of all rows, bool `[pairs]`, or of each, `[rows, pairs]`; None outside of a block
     prompt_lengths: Tensor | None = None
     turned: Turned | None = None  # None while the model is not running
 
@@ -196,11 +167,11 @@ class Composition:
             return
         given = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
         tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
-        beams = given.get("labels") is None
-        masks = _for_rows(self.masks.to(tokens.device), tokens.shape[0], "tasks", beams)
-        lengths = self.prompt_lengths
+        rows, beams = tokens.shape[0], given.get("labels") is None
+        masks, lengths = self.masks.to(tokens.device), self.prompt_lengths
+        masks = masks.expand(rows, -1) if masks.dim() == 1 else _for_rows(masks, rows, "tasks", beams)
         if lengths is not None:
-            lengths = _for_rows(lengths.to(tokens.device), tokens.shape[0], "prompt_lengths", beams)
+            lengths = _for_rows(lengths.to(tokens.device), rows, "prompt_lengths", beams)
         found = prompt_tokens(given, self.division.positions, lengths, training=model.training)
         row, column = (found & masks.any(1, keepdim=True)).nonzero(as_tuple=True)
         self.turned = Turned(masks, row, column)
@@ -243,9 +214,13 @@ def composed(model: nn.Module) -> tuple[nn.Module, Composition]:
 
 
 @contextmanager
-def _chosen(model: nn.Module, rows: list[Sequence[str]], prompt_lengths: Sequence[int] | None) -> Iterator[None]:
+def _chosen(
+    model: nn.Module, tasks: tuple[str, ...] | list[tuple[str, ...]], prompt_lengths: Sequence[int] | None
+) -> Iterator[None]:
+    """A block in which all rows have these tasks, or those of a list each its own."""
     record = composed(model)[1]
-    masks = torch.stack([record.division.mask(row) for row in rows])
+    mask = record.division.mask
+    masks = torch.stack([mask(row) for row in tasks]) if isinstance(tasks, list) else mask(tasks)
     if prompt_lengths is not None and not all(int(length) >= 1 for length in prompt_lengths):
         raise ValueError(f"prompt_lengths must be numbers of tokens, at least 1, got {list(prompt_lengths)}")
     lengths = None if prompt_lengths is None else torch.as_tensor(prompt_lengths, dtype=torch.long)
@@ -258,9 +233,7 @@ def _chosen(model: nn.Module, rows: list[Sequence[str]], prompt_lengths: Sequenc
 
 
 def _for_rows(given: Tensor, rows: int, what: str, beams: bool) -> Tensor:
-    """What was given for each row, repeated as `generate` repeats a row for its beams; one is for all rows."""
-    if len(given) == 1:
-        return given.expand(rows, *given.shape[1:])
+    """What was given for each row, repeated as `generate` repeats a row for its beams."""
     if rows != len(given) and (not beams or rows % len(given)):
         raise ValueError(f"{what} are given for {len(given)} rows, but the batch has {rows}")
     return given.repeat_interleave(rows // len(given), 0)

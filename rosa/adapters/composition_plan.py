@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rosa.adapters.pair_rotation import PairRotation
 from rosa.adapters.record import is_patched
 from rosa.errors import UnsupportedModelError
 from rosa.models.decoder import decoder_layers
@@ -73,9 +74,8 @@ def _refuse_unfit(model: nn.Module) -> None:
         raise UnsupportedModelError(
             f"rosa.compose takes a model of transformers, not a {type(model).__name__}: compose before you wrap it"
         )
-    # By name: a part of a composed model has no record of its own.
-    composed = next((name for name, m in model.named_modules() if type(m).__name__ == "PairRotation"), None)
-    if composed is not None:
+    composed = next((name for name, module in model.named_modules() if isinstance(module, PairRotation)), None)
+    if composed is not None:  # a part of a composed model too
         raise ValueError(f"this {type(model).__name__} is composed already, at {composed}: rosa.decompose it first")
     if is_patched(model):
         raise ValueError(
