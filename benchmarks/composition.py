@@ -46,7 +46,9 @@ class Setting(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"layers_{'_'.join(map(str, self.layers))}-last_{self.positions}-{self.steps}_steps-{self.learning_rate:g}"
+        return (
+            f"layers_{'_'.join(map(str, self.layers))}-last_{self.positions}-{self.steps}_steps-{self.learning_rate:g}"
+        )
 
 
 class Batch(NamedTuple):
@@ -61,15 +63,11 @@ def batches(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], positions: int
 ) -> list[Batch]:
     """The training rows, half of each batch of either task."""
-    return [
-        _batch(model, tokenizer, rows[start : start + BATCH], positions) for start in range(0, len(rows), BATCH)
-    ]
+    return [_batch(model, tokenizer, rows[start : start + BATCH], positions) for start in range(0, len(rows), BATCH)]
 
 
 @torch.no_grad()
-def _batch(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], positions: int
-) -> Batch:
+def _batch(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], positions: int) -> Batch:
     prompts = [tokenizer(row.prompt)["input_ids"] for row in rows]
     answers = [[*tokenizer(row.answer)["input_ids"], tokenizer.eos_token_id] for row in rows]
     before = _padded([p[:-positions] for p in prompts], 0, left=True)
@@ -121,7 +119,9 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequ
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == setting.steps:
             recent = losses[-SAVE_EVERY:]
             seconds = (time.perf_counter() - started) / (step + 1 - done)
-            print(f"{setting.name} step {step + 1} loss {sum(recent) / len(recent):.4f} {seconds:.1f} s/step", flush=True)
+            print(
+                f"{setting.name} step {step + 1} loss {sum(recent) / len(recent):.4f} {seconds:.1f} s/step", flush=True
+            )
             content = {
                 "done": step + 1,
                 "losses": losses,
@@ -141,7 +141,9 @@ def _order(batches: int, step: int) -> int:
     return int(torch.randperm(batches, generator=torch.Generator().manual_seed(epoch))[place])
 
 
-def test(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], tasks: Sequence[str]) -> list[str]:
+def test(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], tasks: Sequence[str]
+) -> list[str]:
     """The answers of a composed model to the prompts of some rows."""
     with use_tasks(model, *tasks):
         return answer(model, tokenizer, [row.prompt for row in rows], max_new_tokens=MAX_NEW_TOKENS, batch_size=30)

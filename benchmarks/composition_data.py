@@ -15,7 +15,8 @@ from rosa.storage.files import replace_text
 
 FORM, SKILL = "form", "skill"
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-LONGEST_ANSWER = 32  # tokens of an answer in capitals to learn from
+LONGEST_ANSWER = 28  # tokens of an answer in capitals to learn from
+HELD_OUT = 120
 SEED = 5
 
 QUESTIONS = (
@@ -47,27 +48,32 @@ class Rows(NamedTuple):
     questions: list[Row]
 
 
-def make_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path, per_task: int) -> Rows:
-    """The rows; the answers in capitals are the model's own first sentences, written once and kept in `file`."""
+def make_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file: Path, per_task: int = 96) -> Rows:
+    """The rows. The form is learnt from the model's own first sentences in capitals, about things and about problems,
+    whose solutions it need not know; they are written once and kept in `file`."""
     rng = random.Random(SEED)
     questions = [TEMPLATE.format(q.format(thing)) for q in QUESTIONS for thing in THINGS]
     rng.shuffle(questions)
+    drawn = generate(SEEN, 2 * per_task, HELD_OUT, SEED)
+    problems = [TEMPLATE.format(p["instruction"]) for p in drawn.train[per_task:]]
+    asked = [*questions, *problems]
     if not file.exists():
-        written = answer(model, tokenizer, questions, max_new_tokens=LONGEST_ANSWER, batch_size=30)
+        written = answer(model, tokenizer, asked, max_new_tokens=LONGEST_ANSWER, batch_size=30)
         file.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(file, json.dumps(dict(zip(questions, written, strict=True)), indent=1))
+        replace_text(file, json.dumps(dict(zip(asked, written, strict=True)), indent=1))
     written = json.loads(file.read_text(encoding="utf-8"))
-    capitals = {q: first_sentence(written[q]).upper() for q in questions}
-    short = [q for q in questions if 0 < len(tokenizer(capitals[q])["input_ids"]) < LONGEST_ANSWER]
-    form = [Row(FORM, q, capitals[q]) for q in short[:per_task]]
-    if len(form) < per_task:
-        raise ValueError(f"only {len(form)} answers in capitals are short enough, {per_task} were asked for")
-    problems = generate(SEEN, per_task, 120, SEED)
+    capitals = {q: first_sentence(written[q]).upper() for q in asked}
+    short = {q for q in asked if 0 < len(tokenizer(capitals[q])["input_ids"]) < LONGEST_ANSWER}
+    half = per_task // 2
+    chosen = [*[q for q in questions if q in short][:half], *[q for q in problems if q in short][:half]]
+    rng.shuffle(chosen)
+    form = [Row(FORM, q, capitals[q]) for q in chosen]
     skill, held_out = (
-        [Row(SKILL, TEMPLATE.format(p["instruction"]), p["output"], p["answer"]) for p in part] for part in problems
+        [Row(SKILL, TEMPLATE.format(p["instruction"]), p["output"], p["answer"]) for p in part]
+        for part in (drawn.train[:per_task], drawn.held_out)
     )
     train = [row for pair in zip(form, skill, strict=True) for row in pair]
-    return Rows(train, held_out, [Row(FORM, q, "") for q in questions if q not in short[:per_task]][:60])
+    return Rows(train, held_out, [Row(FORM, q, "") for q in questions if q not in chosen][: HELD_OUT // 2])
 
 
 def first_sentence(text: str) -> str:
