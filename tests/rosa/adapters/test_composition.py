@@ -199,8 +199,9 @@ def test_generate_gives_each_row_what_decoding_by_hand_gives_it(ids, family, pos
         assert torch.equal(found[row, 9:], by_hand(model, text, chosen, 6))
 
 
-def test_a_row_keeps_its_tasks_in_its_beams(ids):
-    model = make_composed(positions=3, initializer_range=0.3)
+@pytest.mark.parametrize("positions", [3, "all"])  # "all": with every token that the beams write
+def test_a_row_keeps_its_tasks_in_its_beams(ids, positions):
+    model = make_composed(positions=positions, initializer_range=0.3)
     options = dict(max_new_tokens=6, num_beams=3, do_sample=False, eos_token_id=None)
     with rosa.tasks_by_row(model, ["form", "skill"]):
         together = model.generate(ids, **options)
