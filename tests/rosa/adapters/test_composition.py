@@ -406,3 +406,13 @@ def test_a_part_of_the_model_does_not_run_without_its_tasks(ids):
     model = make_composed()
     with rosa.use_tasks(model, "form"), pytest.raises(RuntimeError, match="the composed model itself is not running"):
         model.model(ids)
+
+
+def test_a_compiled_model_computes_what_the_model_computes(ids):
+    model = make_composed(layers=1, num_hidden_layers=2)
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        for rows in ([None, None], ["form", TASKS], ["skill", None]):
+            with rosa.tasks_by_row(model, rows):
+                assert torch.equal(compiled(ids).logits, model(ids).logits)
+    torch.compiler.reset()
