@@ -157,7 +157,7 @@ class Composition:
     requires_grad: dict[str, bool]  # of every parameter, before
     rotations: dict[int, PairRotation] = field(default_factory=dict)  # by the number of their layer
     hooks: list[RemovableHandle] = field(default_factory=list)
-    masks: Tensor | None = None  # of all rows, bool `[pairs]`, or of each, `[rows, pairs]`; None outside of a block
+    masks: Tensor | None = None  # of all rows, bool `[pairs]`, or of each, `[rows, pairs]`; None for the base
     prompt_lengths: Tensor | None = None
     turned: Turned | None = None  # None while the model is not running
 
@@ -220,7 +220,7 @@ def _chosen(
     """A block in which all rows have these tasks, or those of a list each its own."""
     record = composed(model)[1]
     mask = record.division.mask
-    masks = torch.stack([mask(row) for row in tasks]) if isinstance(tasks, list) else mask(tasks)
+    masks = torch.stack([mask(row) for row in tasks]) if isinstance(tasks, list) else mask(tasks) if tasks else None
     if prompt_lengths is not None and not all(int(length) >= 1 for length in prompt_lengths):
         raise ValueError(f"prompt_lengths must be numbers of tokens, at least 1, got {list(prompt_lengths)}")
     lengths = None if prompt_lengths is None else torch.as_tensor(prompt_lengths, dtype=torch.long)

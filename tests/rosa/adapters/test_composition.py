@@ -400,6 +400,8 @@ def test_prompts_that_have_no_end_or_end_elsewhere_are_refused(ids):
             model.generate(ids, use_cache=False, max_new_tokens=2)
         with pytest.raises(ValueError, match="nothing says where the prompts end"):
             model.train()(ids)
+        with rosa.use_tasks(model):
+            model(ids)  # the base has no use for an end
 
 
 def test_a_part_of_the_model_does_not_run_without_its_tasks(ids):
