@@ -2,10 +2,21 @@
 
 from typing import TYPE_CHECKING
 
+from rosa.adapters import rotations
 from rosa.adapters.by_row import adapters_by_row
+from rosa.adapters.composition import (
+    compose,
+    composition_parameters,
+    decompose,
+    is_composed,
+    tasks_by_row,
+    use_tasks,
+)
+from rosa.adapters.composition_disk import load_composition, save_composition
 from rosa.adapters.config import RoadConfig, RosaConfig
 from rosa.adapters.disk import load_adapter
 from rosa.adapters.hub import push_to_hub
+from rosa.adapters.intervention import dii
 from rosa.adapters.merging import merge, unmerge
 from rosa.adapters.parameters import count_parameters, print_trainable_parameters, trainable_parameters
 from rosa.adapters.patching import patch, unpatch
@@ -32,21 +43,31 @@ __all__ = [
     "active_adapter",
     "adapter_names",
     "adapters_by_row",
+    "compose",
+    "composition_parameters",
     "count_parameters",
+    "decompose",
     "delete_adapter",
+    "dii",
     "disabled",
+    "is_composed",
     "is_patched",
     "layer_groups",
     "load_adapter",
+    "load_composition",
     "merge",
     "patch",
     "print_trainable_parameters",
     "push_to_hub",
+    "rotations",
     "save_adapter",
+    "save_composition",
     "set_adapter",
+    "tasks_by_row",
     "trainable_parameters",
     "unmerge",
     "unpatch",
+    "use_tasks",
 ]
 
 
