@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from benchmarks.results import Machine, Run
 from benchmarks.tables import GIGA, HEADINGS, OP_PROVIDERS, TITLES, about
 
-COLORS = dict(zip(OP_PROVIDERS, ("#9e9e9e", "#616161", "#e0a458", "#c8553d", "#7fb7be", "#1d6a96"), strict=True))
+COLORS = dict(
+    zip(OP_PROVIDERS, ("#9e9e9e", "#616161", "#b08ea2", "#e0a458", "#c8553d", "#7fb7be", "#1d6a96"), strict=True)
+)
 OURS, OTHERS = COLORS["fused"], COLORS["huggingface"]
 DPI = 110
 

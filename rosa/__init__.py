@@ -2,9 +2,18 @@
 
 from typing import TYPE_CHECKING
 
-from rosa.adapters import rotations
 from rosa.adapters.by_row import adapters_by_row
-from rosa.adapters.composition import (
+from rosa.adapters.config import RoadConfig, RosaConfig
+from rosa.adapters.disk import load_adapter
+from rosa.adapters.hub import push_to_hub
+from rosa.adapters.merging import merge, unmerge
+from rosa.adapters.parameters import count_parameters, print_trainable_parameters, trainable_parameters
+from rosa.adapters.patching import patch, unpatch
+from rosa.adapters.record import is_patched
+from rosa.adapters.saving import save_adapter
+from rosa.adapters.switching import active_adapter, adapter_names, delete_adapter, disabled, set_adapter
+from rosa.composition import rotations
+from rosa.composition.compose import (
     compose,
     composition_parameters,
     decompose,
@@ -12,17 +21,8 @@ from rosa.adapters.composition import (
     tasks_by_row,
     use_tasks,
 )
-from rosa.adapters.composition_disk import load_composition, save_composition
-from rosa.adapters.config import RoadConfig, RosaConfig
-from rosa.adapters.disk import load_adapter
-from rosa.adapters.hub import push_to_hub
-from rosa.adapters.intervention import dii
-from rosa.adapters.merging import merge, unmerge
-from rosa.adapters.parameters import count_parameters, print_trainable_parameters, trainable_parameters
-from rosa.adapters.patching import patch, unpatch
-from rosa.adapters.record import is_patched
-from rosa.adapters.saving import save_adapter
-from rosa.adapters.switching import active_adapter, adapter_names, delete_adapter, disabled, set_adapter
+from rosa.composition.disk import load_composition, save_composition
+from rosa.composition.intervention import dii
 from rosa.errors import AdapterError, UnsupportedModelError
 from rosa.selection.algorithm import Selection
 from rosa.selection.optimizer import DynamicLayerSelection

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from rosa.adapters.config import AdapterConfig, RoadConfig, RosaConfig
-from rosa.adapters.record import Adapter, is_patched, patched, trained_weight
+from rosa.adapters.record import COMPOSED, Adapter, is_patched, patched, trained_weight
 from rosa.adapters.road_plan import RoadPlan, describe_road, plan_road
 from rosa.adapters.roae_plan import RoaePlan, describe_roae, plan_roae
 from rosa.models.decoder import DecoderLayer
@@ -77,6 +77,11 @@ def plan_adapter(model: nn.Module, config: AdapterConfig | None, adapter_name: s
             )
         record.check_switchable(model)
         base_weights = {name: weight.data for name, weight in record.active_adapter.weights.items()}
+    if COMPOSED in owner.__dict__:
+        raise ValueError(
+            f"this {type(owner).__name__} has the rotations of rosa.compose, which has frozen it: call "
+            "rosa.decompose(model) first, or patch a second model"
+        )
     refuse_inference_mode(owner)
     refuse_layers_without_backward(owner)
     own = method.plan(owner, config)

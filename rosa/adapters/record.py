@@ -20,6 +20,7 @@ from rosa.models.decoder import rotary_functions
 from rosa.models.rotary import serve_adapters
 from rosa.models.sharding import check_not_sharded
 
+COMPOSED = "_rosa_composition"  # on a model that `rosa.compose` has rotations in, what it did
 PART_OF = "_rosa_part_of"  # on every module that has one of an adapter's, the name of the patched model's class
 
 

@@ -10,8 +10,8 @@ ROOT = Path(rosa.__file__).parent
 
 # From the floor up: each may import those before it. "rosa" is what the package shows to its users.
 WINGS = (
-    "errors", "storage", "models", "adapters", "selection", "training", "rosa", "evaluation", "miniature", "inspection",
-    "comparison", "demo", "commands", "cli",
+    "errors", "storage", "models", "adapters", "composition", "selection", "training", "rosa", "evaluation",
+    "miniature", "inspection", "comparison", "demo", "commands", "cli",
 )  # fmt: skip
 
 

@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from rosa.adapters.composition import Composition, compose, composed
-from rosa.adapters.composition_plan import Division, plan_division
 from rosa.adapters.folder import refuse_model_folder
+from rosa.composition.compose import Composition, compose, composed
+from rosa.composition.division import Division, plan_division
 from rosa.errors import AdapterError
 from rosa.storage.files import replace_files
 from rosa.storage.parsing import parse_object

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from rosa.adapters.composition_plan import Division, plan_division
-from rosa.adapters.pair_rotation import PairRotation, Turned
-from rosa.adapters.prompt_tokens import prompt_tokens
+from rosa.adapters.record import COMPOSED
+from rosa.composition.division import Division, plan_division
+from rosa.composition.pair_rotation import PairRotation, Turned
+from rosa.composition.prompt_tokens import prompt_tokens
 from rosa.models.decoder import decoder_layers
 
 MODULE_NAME = "composition"
-_RECORD = "_rosa_composition"
 
 
 def compose(
@@ -67,7 +67,7 @@ def compose(
         record.hooks.append(layer.register_forward_hook(record.turn))
     record.hooks.append(model.register_forward_pre_hook(record.begin, with_kwargs=True))
     record.hooks.append(model.register_forward_hook(record.end, always_call=True))
-    setattr(model, _RECORD, record)
+    setattr(model, COMPOSED, record)
     torch.compiler.reset()  # it does not look again for hooks of a module that it made a graph of
     return model
 
@@ -89,7 +89,7 @@ def decompose(model: nn.Module) -> nn.Module:
         delattr(module, MODULE_NAME)
     for name, flag in record.requires_grad.items():
         parameters[name].requires_grad_(flag)
-    delattr(owner, _RECORD)
+    delattr(owner, COMPOSED)
     torch.compiler.reset()
     return model
 
@@ -198,7 +198,7 @@ class Composition:
 
 def is_composed(model: nn.Module) -> bool:
     """Whether the model, or one that it wraps, carries a composition."""
-    return any(_RECORD in module.__dict__ for module in model.modules())
+    return any(COMPOSED in module.__dict__ for module in model.modules())
 
 
 def composed(model: nn.Module) -> tuple[nn.Module, Composition]:
@@ -208,8 +208,8 @@ def composed(model: nn.Module) -> tuple[nn.Module, Composition]:
         ValueError: the model is not composed.
     """
     for module in model.modules():
-        if _RECORD in module.__dict__:
-            return module, module.__dict__[_RECORD]
+        if COMPOSED in module.__dict__:
+            return module, module.__dict__[COMPOSED]
     raise ValueError(f"this {type(model).__name__} is not composed; call rosa.compose(model, tasks) first")
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rosa.adapters import rotations
-from rosa.adapters.rotations import Rotations
+from rosa.composition import rotations
+from rosa.composition.rotations import Rotations
 from rosa_kernels.road_reference import road_reference
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rosa_kernels.road_reference import road_reference as road
+from rosa_kernels import road
 
 
 class Turned(NamedTuple):

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import rosa
-from tests.rosa.adapters.test_composition import TASKS, make_composed
+from tests.rosa.composition.test_compose import TASKS, make_composed
 from tests.rosa.conftest import make_model
 
 WEIGHTS, DESCRIPTION = "composition.safetensors", "composition.json"

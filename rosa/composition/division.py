@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rosa.adapters.pair_rotation import PairRotation
 from rosa.adapters.record import is_patched
+from rosa.composition.pair_rotation import PairRotation
 from rosa.errors import UnsupportedModelError
 from rosa.models.decoder import decoder_layers
 from rosa.models.trainable import refuse_inference_mode, refuse_layers_without_backward

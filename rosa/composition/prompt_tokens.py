@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rosa.adapters.composition_plan import ALL
+from rosa.composition.division import ALL
 
 
 def prompt_tokens(given: Mapping[str, Any], positions: int | str, lengths: Tensor | None, *, training: bool) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 import rosa
-from rosa.adapters.composition import composed
+from rosa.composition.compose import composed
 from rosa_kernels.road_reference import road_reference
 from tests.rosa.conftest import make_model
 
@@ -355,6 +355,8 @@ def test_models_that_cannot_be_composed_are_refused():
     with pytest.raises(ValueError, match="carries an adapter of rosa.patch"):
         rosa.compose(rosa.patch(make_model("llama"), rosa.RosaConfig(rank=4)), TASKS)
     model = make_composed()
+    with pytest.raises(ValueError, match=r"has the rotations of rosa.compose.*rosa.decompose\(model\) first"):
+        rosa.patch(model, rosa.RoadConfig())
     for part in (model, model.model):
         with pytest.raises(ValueError, match=r"is composed already, at .*layers\.2\.composition"):
             rosa.compose(part, TASKS)

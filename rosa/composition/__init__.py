@@ -1,0 +1,1 @@
+"""Composition of tasks by rotations behind decoder layers, and interchange intervention (RoAd's paper)."""
