@@ -63,7 +63,8 @@ SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
 
 def parts() -> dict[str, str]:
     """The document's generated parts by name."""
-    settings = list(dict.fromkeys(o["setting"] for o in outcomes() if o["setting"] != "base"))
+    complete = [o["setting"] for o in outcomes() if all(find(o["setting"], column) for column in COLUMNS)]
+    settings = list(dict.fromkeys(sorted(complete, key=lambda name: len(find(name, "both")["layers"]))))
     return {
         "table": "\n\n".join(map(_table, settings)),
         "examples": "\n\n".join(map(_examples, settings)),
