@@ -46,9 +46,9 @@ class Setting(NamedTuple):
         return f"layers_{'_'.join(map(str, self.layers))}-last_{self.positions}"
 
 
-# The paper's, the middle layer at the last token of the prompt; and four layers at all four tokens that stand between
-# the question and the answer.
-SETTINGS = (Setting((4, 10, 16, 22), 4), Setting((15,), 1))
+# The paper's, the middle layer at the last token of the prompt; and one and four layers at all four tokens that stand
+# between the question and the answer.
+SETTINGS = (Setting((15,), 1), Setting((15,), 4, learning_rate=0.03), Setting((4, 10, 16, 22), 4))
 
 
 class Batch(NamedTuple):
@@ -83,6 +83,9 @@ def run(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Se
         train(model, tokenizer, rows.train, setting)
         test(model, tokenizer, rows, {"setting": setting.name, **setting._asdict()}, COLUMNS)
         test(model, tokenizer, rows, {"setting": "base"}, {"neither": ()})
+        # The base writes at length, and may come to its answer later.
+        alone = rows._replace(questions=[])
+        test(model, tokenizer, alone, {"setting": "base"}, {report.AT_LENGTH: ()}, report.LENGTH)
         rosa.decompose(model)
 
 
@@ -92,6 +95,7 @@ def test(
     rows: Rows,
     labels: dict,
     columns: dict[str, tuple[str, ...]],
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> None:
     """Keeps a composed model's answers to the held-out rows, with every column's tasks, that are not kept yet."""
     for column, tasks in columns.items():
@@ -99,7 +103,7 @@ def test(
             continue
         with rosa.use_tasks(model, *tasks):
             problems, questions = (
-                answer(model, tokenizer, [row.prompt for row in part], max_new_tokens=MAX_NEW_TOKENS, batch_size=60)
+                answer(model, tokenizer, [row.prompt for row in part], max_new_tokens=max_new_tokens, batch_size=60)
                 for part in (rows.problems, rows.questions)
             )
         numbers = [row.number for row in rows.problems]
