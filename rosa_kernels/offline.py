@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from rosa_kernels.shapes import SHAPES, Shape, launches, road_launches
 
 GIGA = 1e9
 TOKENS = 2048  # at which the bytes of a token are counted
+ALL_LAUNCHES = (launches, road_launches)
 FOOTNOTE = """\
 Registers and spilled bytes of a thread, shared memory of a program in bytes, widest global accesses in bits;
 bytes moved for a token in bfloat16, and the time of that at the card's datasheet bandwidth, the kernel's floor.
@@ -121,10 +122,11 @@ def compile_launch(launch, arch: str):
     return triton.compile(source, target=target, options=options)
 
 
-def report(shape: Shape, arch: str, dtype: torch.dtype = torch.bfloat16) -> list[Report]:
-    """What each kernel uses on `arch` at a model's shape."""
-    steps = (*launches(shape, 1, TOKENS, dtype), *road_launches(shape, 1, TOKENS, dtype))
-    return [_report(launch, shape, arch) for launch in steps]
+def report(
+    shape: Shape, arch: str, dtype: torch.dtype = torch.bfloat16, launched: Sequence[Callable] = ALL_LAUNCHES
+) -> list[Report]:
+    """What each kernel uses on `arch` at a model's shape; `launched` says by functions of `shapes.py` which kernels."""
+    return [_report(launch, shape, arch) for of in launched for launch in of(shape, 1, TOKENS, dtype)]
 
 
 def _report(launch, shape: Shape, arch: str) -> Report:

@@ -9,10 +9,10 @@ import torch
 
 PROGRAM = """
 import sys, torch
-from rosa_kernels.offline import SHAPES, Shape, report
+from rosa_kernels.offline import SHAPES, Shape, launches, report, road_launches
 shapes = {shapes}
 for shape in shapes:
-    for r in report(shape, sys.argv[1], torch.{dtype}):
+    for r in report(shape, sys.argv[1], torch.{dtype}, [{launched}]):
         print(r.kernel, shape.name.replace(" ", "_"), r.registers, r.spill_bytes, r.shared_bytes,
               r.widest_load, r.widest_store)
 """
@@ -40,9 +40,9 @@ def run(*arguments, **environment):
     )
 
 
-def compiled(arch, shapes="SHAPES", dtype="bfloat16"):
+def compiled(arch, shapes="SHAPES", dtype="bfloat16", launched="launches"):
     """Kernel, shape, registers, spilled bytes, shared bytes, widest load and store in bits, of every kernel."""
-    done = run("-c", PROGRAM.format(shapes=shapes, dtype=dtype), arch)
+    done = run("-c", PROGRAM.format(shapes=shapes, dtype=dtype, launched=launched), arch)
     rows = [line.split() for line in done.stdout.splitlines()]
     assert rows and done.returncode == 0, done.stderr
     return [(kernel.removesuffix("_kernel"), shape, *map(int, numbers)) for kernel, shape, *numbers in rows]
@@ -50,20 +50,21 @@ def compiled(arch, shapes="SHAPES", dtype="bfloat16"):
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
 def test_no_spills_and_128_bit_accesses(arch):
-    rows = compiled(arch)
-    assert [row[0] for row in rows] == [*KERNELS] * 3
+    rows = compiled(arch) + compiled(arch, "SHAPES[:1]", launched="road_launches")
+    assert [row[0] for row in rows] == [*ROAE] * 3 + [*ROAD]
     for row in rows:
         kernel, _, registers, spills, shared, load, store = row
         # The rows of sums become one row: what is stored is little.
         assert (spills, load, store) == (0, 128, 32 if kernel == "road_reduce" else 128), row
         # With four warps a program: four programs, or three at 168, share a multiprocessor's registers and memory.
-        # (Triton 3.6 takes 174 on sm_100.)
-        assert registers <= (176 if kernel.startswith("roae") else 128) and shared <= 32 * 1024, row
+        # (Triton takes more on sm_100: 3.6 174 of the last, 3.7 132 for RoAd's largest.)
+        most = 176 if kernel.startswith("roae") else 136 if kernel == "rope_road_backward" else 128
+        assert registers <= most and shared <= 32 * 1024, row
 
 
 def test_compiles_for_an_amd_gpu_without_spills():
-    rows = compiled("gfx942")
-    assert [row[0] for row in rows] == [*KERNELS] * 3
+    rows = compiled("gfx942") + compiled("gfx942", "SHAPES[:1]", launched="road_launches")
+    assert [row[0] for row in rows] == [*ROAE] * 3 + [*ROAD]
     assert all(row[3] == 0 and row[5] >= 64 for row in rows), rows  # a program has twice the threads: half as wide each
 
 
@@ -76,7 +77,7 @@ def test_every_layout_and_head_size_compiles_to_wide_loads():
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_every_dtype_compiles_to_wide_loads(dtype):
-    for row in compiled("sm_90", "SHAPES[:1]", dtype):
+    for row in compiled("sm_90", "SHAPES[:1]", dtype, "launches, road_launches"):
         kernel, _, _, spills, _, *widths = row
         # A GPU runs roae's one launch in 16-bit dtypes alone: these spill in the others.
         if dtype == "float16" or not kernel.startswith("roae"):
@@ -100,22 +101,23 @@ def test_what_is_let_into_one_launch_fits_every_card():
 
 
 VARIANTS = """
-import sys
 from rosa_kernels.offline import SHAPES, Shape, compile_launch, disassemble, road_launches, _nvidia_usage
-for shape in (SHAPES[0], Shape("partial", 32, 32, 80, 4, rotary_dim=32)):
-    for variant, neighbours, indexed in ((1, True, True), (1, False, False), (2, False, True), (4, True, False)):
-        for launch in road_launches(shape, variant=variant, neighbours=neighbours, indexed=indexed):
-            cubin = compile_launch(launch, sys.argv[1]).asm["cubin"]
-            print(launch.kernel.fn.__name__, shape.name, variant, neighbours, *_nvidia_usage(cubin).values(),
-                  disassemble(cubin)[1].count("LDG.E.U16"))
+partial = Shape("partial", 32, 32, 80, 4, rotary_dim=32)
+for shape, variant, neighbours, indexed in (
+    (SHAPES[0], 1, True, True), (SHAPES[0], 1, False, False), (SHAPES[0], 4, True, False),
+    (partial, 1, True, False), (partial, 2, False, True),
+):
+    for launch in road_launches(shape, variant=variant, neighbours=neighbours, indexed=indexed):
+        cubin = compile_launch(launch, "sm_86").asm["cubin"]
+        print(launch.kernel.fn.__name__, shape.name, variant, neighbours, *_nvidia_usage(cubin).values(),
+              disassemble(cubin)[1].count("LDG.E.U16"))
 """
 
 
-@pytest.mark.parametrize("arch", ["sm_86", "sm_90"])
-def test_roads_variants_and_pairings_compile_without_spills_to_128_bit_accesses(arch):
-    done = run("-c", VARIANTS, arch)
+def test_roads_variants_and_pairings_compile_without_spills_to_128_bit_accesses():
+    done = run("-c", VARIANTS)
     rows = [line.split() for line in done.stdout.splitlines()]
-    assert len(rows) == 2 * 4 * len(ROAD), done.stderr
+    assert len(rows) == 5 * len(ROAD), done.stderr
     for kernel, shape, _, neighbours, *numbers in rows:
         registers, spills, load, store, narrow_loads = map(int, numbers)
         assert registers <= 144 and spills == 0, (kernel, shape, numbers)
