@@ -27,7 +27,7 @@ from rosa.evaluation.generation import answer
 from rosa.storage.files import replace_files
 
 RUNS = Path(__file__).parent.parent / "runs" / "composition"
-FORM_ROWS = report.KEPT / "form.json"
+FORM_ROWS = report.KEPT / "form.jsonl"
 COLUMNS = {"form": (FORM,), "skill": (SKILL,), "both": (FORM, SKILL)}
 BATCH, SAVE_EVERY = 8, 20
 MAX_NEW_TOKENS = 64

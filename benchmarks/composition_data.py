@@ -51,7 +51,8 @@ class Rows(NamedTuple):
 
 def make_rows(file: Path) -> Rows:
     """The rows; those of the form are read from `file`, which `write_form` wrote."""
-    form = [Row(FORM, prompt, text) for prompt, text in json.loads(file.read_text(encoding="utf-8")).items()]
+    lines = file.read_text(encoding="utf-8").splitlines()
+    form = [Row(FORM, **json.loads(line)) for line in lines]
     problems = _problems()
     skill, held_out = (
         [Row(SKILL, _prompt(p), p["output"], p["answer"]) for p in part]
@@ -74,7 +75,8 @@ def write_form(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file:
     chosen = [prompt for kind in (things, problems) for prompt in [p for p in kind if p in short][:half]]
     random.Random(SEED).shuffle(chosen)
     file.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(file, json.dumps({prompt: capitals[prompt] for prompt in chosen}, indent=1) + "\n")
+    lines = [json.dumps({"prompt": prompt, "answer": capitals[prompt]}) for prompt in chosen]
+    replace_text(file, "\n".join(lines) + "\n")
 
 
 def _questions() -> list[str]:
