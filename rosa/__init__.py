@@ -1,4 +1,5 @@
-"""RoSA: RoPE-aware Selective Adaptation of language models (AAAI 2026, arXiv 2511.21733)."""
+"""Rotary adapters of language models: RoSA, RoPE-aware Selective Adaptation (AAAI 2026, arXiv 2511.21733), and RoAd, 2D
+rotary adaptation (NeurIPS 2024, arXiv 2409.00119)."""
 
 from typing import TYPE_CHECKING
 
