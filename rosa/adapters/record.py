@@ -270,7 +270,8 @@ def trained_weight(norm: nn.Module, base: Tensor, dtype: torch.dtype) -> NormWei
     if wide != base.dtype and hasattr(norm.weight, "ds_id"):
         raise ValueError(
             f"ZeRO-3 has partitioned the norms in {base.dtype} already, and trains parameters of one dtype only: use "
-            f'RosaConfig(adapter_dtype="{str(base.dtype).removeprefix("torch.")}"), of which ZeRO keeps a float32 copy'
+            f'a configuration with adapter_dtype="{str(base.dtype).removeprefix("torch.")}", of which ZeRO keeps a '
+            "float32 copy"
         )
     return NormWeight(base.detach().to(wide, copy=True), None, True)
 

@@ -96,7 +96,10 @@ class Zero(Engine):
                 "optimizer from rosa.layer_groups(model) instead of rosa.trainable_parameters(model)"
             )
         if score != "norms":
-            raise ValueError(f"under DeepSpeed's ZeRO layers are ranked by score='norms', got {score!r}")
+            raise ValueError(
+                f"under DeepSpeed's ZeRO layers are ranked by score='norms', got {score!r}: let norms train, and give "
+                "that one (rosa train: --dls_score norms, for RoAd --train_norms too)"
+            )
         if any(map(is_partitioned, score_only)):
             raise ValueError("under ZeRO-3 gradients are reduced of what trains: let the norms train, or set no DLS")
         if elsewhere:
