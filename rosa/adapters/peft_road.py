@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rosa.adapters.config import ALL_LINEAR, RoadConfig
 from rosa.adapters.folder import FORMAT_VERSION, WEIGHTS_NAME, StoredAdapter, read_description
-from rosa.adapters.plan import describe_base, method_of, unwrapped
+from rosa.adapters.plan import base_name, describe_base, method_of, unwrapped
 from rosa.adapters.record import Adapter, is_patched, patched
 from rosa.adapters.road import Pairing, Road
 from rosa.adapters.road_plan import NEIGHBOURS, chosen_sites
@@ -90,7 +90,7 @@ def peft_config(model: nn.Module, adapter: Adapter) -> dict[str, Any]:
         raise ValueError(f"peft's RoAd is for torch.nn.Linear, and {transposed} is a Conv1D: save it without as_peft")
     group, owner = _one_group(roads), patched(model)[0]
     return {
-        "base_model_name_or_path": getattr(getattr(owner, "config", None), "name_or_path", None) or None,
+        "base_model_name_or_path": base_name(model),
         "group_size": group,
         "inference_mode": True,
         "init_weights": True,

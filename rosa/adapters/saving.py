@@ -19,7 +19,7 @@ from rosa.adapters.folder import (
     write_peft_adapter,
 )
 from rosa.adapters.peft_road import in_peft_order, peft_config
-from rosa.adapters.plan import method_of
+from rosa.adapters.plan import base_name, method_of
 from rosa.adapters.record import patched
 from rosa.models.sharding import gathered, is_partitioned, whole
 
@@ -67,7 +67,7 @@ def save_adapter(
         "adapter_type": ADAPTER_TYPE,
         "format_version": FORMAT_VERSION,
         "method": method_of(adapter.config),
-        "base_model_name_or_path": _base_name(model),
+        "base_model_name_or_path": base_name(model),
         "base": adapter.base,
         "config": asdict(adapter.config),
     }
@@ -77,11 +77,6 @@ def save_adapter(
 def not_finite(tensors: dict[str, Tensor]) -> str | None:
     """The first tensor with a value that is not finite, in words."""
     return next((f"{name} holds values that are not finite" for name, t in tensors.items() if not _finite(t)), None)
-
-
-def _base_name(model: nn.Module) -> str | None:
-    """The name or path that the patched model was loaded from, as far as it has one."""
-    return getattr(getattr(patched(model)[0], "config", None), "name_or_path", None) or None
 
 
 def _finite(tensor: Tensor) -> bool:
