@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rosa_kernels.heads import Heads, Rotary
+
 NUM_STAGES = 1  # no software pipelining: its copies in shared memory cost more programs at a time than they gain
 
 
@@ -67,6 +69,20 @@ def head_arguments(**tensors: Tensor) -> dict[str, Any]:
         strides = (0 if t.shape[0] == 1 else b, h, l, d)
         arguments |= {f"{name}_stride_{axis}": stride for axis, stride in zip("bhld", strides, strict=True)}
     return arguments
+
+
+def rotary_argument(cos: Tensor, sin: Tensor) -> Rotary:
+    """cos and sin, with one column a pair, as the kernels read them: copied if they lie in no way that is read wide."""
+    cos, sin = rows(cos), rows(sin)
+    if cos.stride(1) != sin.stride(1) or not (_reads_wide(cos) and _reads_wide(sin)):
+        cos, sin = cos.contiguous(), sin.contiguous()
+    return Rotary(cos, sin, cos.stride(0), sin.stride(0))
+
+
+def heads_argument(t: Tensor) -> Heads:
+    """A tensor `[b, h, l, d]` and its strides; a batch of one, or no tensor at all, is never stepped over."""
+    b, h, l, d = t.stride() if t.dim() == 4 else (0, 0, 0, 1)  # noqa: E741
+    return Heads(t, 0 if t.shape[0] == 1 else b, h, l, d)
 
 
 def rows(t: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import torch
 from rosa_kernels.shapes import SHAPES, Shape, launches, road_launches
 
 GIGA = 1e9
-TOKENS = 2048  # at which the bytes of a token are counted
+TOKENS = 4096  # at which the bytes of a token are counted
 ALL_LAUNCHES = (launches, road_launches)
 FOOTNOTE = """\
 Registers and spilled bytes of a thread, shared memory of a program in bytes, widest global accesses in bits;
@@ -77,31 +77,63 @@ class Report(NamedTuple):
 
 def bytes_per_token(launch, tokens: int) -> float:
     """Bytes a launch moves for each of `tokens`: every tensor once, as little as any version of it can."""
-    tensors = {id(t): t for t in launch.arguments.values() if isinstance(t, torch.Tensor)}
+    tensors = {id(t): t for _, _, t in _leaves(launch) if isinstance(t, torch.Tensor)}
     return sum(t.numel() * t.element_size() for t in tensors.values()) / tokens
 
 
 class Specialization(NamedTuple):
     """What Triton makes a binary for: two launches with equal ones share it."""
 
-    signature: dict[str, str]
-    constants: dict[str, Any]
-    attributes: dict[tuple[int], list]
+    signature: dict[str, Any]
+    constants: dict[tuple[int, ...], Any]
+    attributes: dict[tuple[int, ...], list]
 
 
 def specialize(launch) -> Specialization:
-    """The specialization that Triton's launcher gives a launch: by dtypes, unit strides and alignment."""
-    signature, constants, attributes = {}, {}, {}
+    """The specialization that Triton's launcher gives a launch: by dtypes, unit strides and alignment.
+
+    Arguments may be tuples; their parts are specialized each by itself.
+    """
+    constants, attributes, kinds = {}, {}, {}
+    for parameter, path, value in _leaves(launch):
+        kinds[path], constant, aligned = _specialize(parameter, value)
+        if constant:
+            constants[path] = getattr(value, "value", value)
+        if aligned:  # torch aligns tensors to 16 bytes
+            attributes[path] = [["tt.divisibility", 16]]
+    signature = {}
     for i, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
-        is_tensor = isinstance(value, torch.Tensor)
-        if parameter.is_constexpr or (not is_tensor and value == 1 and not parameter.do_not_specialize):
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-            continue
-        signature[parameter.name] = POINTERS[value.dtype] if is_tensor else "i32" if abs(value) < 2**31 else "i64"
-        if is_tensor or (value % 16 == 0 and not parameter.do_not_specialize):  # torch aligns tensors to 16 bytes
-            attributes[(i,)] = [["tt.divisibility", 16]]
+        parts = [kinds[i, j] for j in range(len(value))] if isinstance(value, tuple) else None
+        signature[parameter.name] = kinds[(i,)] if parts is None else type(value)(*parts)
     return Specialization(signature, constants, attributes)
+
+
+def _leaves(launch) -> Iterator[tuple[Any, tuple[int, ...], Any]]:
+    """Each argument, and each part of one that is a tuple: its parameter, its place, its value."""
+    for i, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if isinstance(value, tuple):
+            yield from ((parameter, (i, j), part) for j, part in enumerate(value))
+        else:
+            yield parameter, (i,), value
+
+
+def _specialize(parameter, value) -> tuple[str, bool, bool]:
+    """The type of an argument, whether it is a constant, and whether it is a multiple of 16."""
+    import triton.language as tl
+
+    if parameter.is_constexpr or isinstance(value, tl.constexpr):
+        return "constexpr", True, False
+    if isinstance(value, torch.Tensor):
+        return POINTERS[value.dtype], False, True
+    if parameter.annotation_type:
+        return parameter.annotation_type, False, False
+    if isinstance(value, bool):
+        return "u1", False, False
+    if value == 1 and not parameter.do_not_specialize:
+        return "constexpr", True, False
+    return "i32" if abs(value) < 2**31 else "i64", False, value % 16 == 0 and not parameter.do_not_specialize
 
 
 def compile_launch(launch, arch: str):

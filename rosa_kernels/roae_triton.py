@@ -1,7 +1,8 @@
 """The whole of RoAE on the Triton backend: the launches, their operators and the autograd function.
 
 Forward is one GEMM, H W_down, and one launch. Backward is a launch for the keys of grouped-query attention, one for the
-rest, and the GEMMs of those gradients that are asked for. The kernels are in `roae_kernels.py`.
+rest, and the GEMMs of those gradients that are asked for. The kernels are in `roae_forward_kernel.py` and
+`roae_backward_kernels.py`.
 """
 
 from __future__ import annotations
@@ -14,18 +15,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rosa_kernels.launch import Launch, empty_heads, head_arguments, refuse_double_backward, register, shape_arguments
-from rosa_kernels.roae_kernels import roae_backward_kernel, roae_backward_keys_kernel, roae_forward_kernel
+from rosa_kernels.heads import Rotary
+from rosa_kernels.launch import Launch, empty_heads, heads_argument, refuse_double_backward, register, rotary_argument
+from rosa_kernels.roae_backward_kernels import roae_backward_kernel, roae_backward_keys_kernel
+from rosa_kernels.roae_forward_kernel import roae_forward_kernel
+from rosa_kernels.roae_tiles import Shape
 
 NUM_WARPS = 4
+HEAD_STAGES = 1  # of the loop over heads; 2 takes 168 registers and 12 KiB more, and hides the waits of all but the first
 PROGRAMS = 1024  # to aim at: some waves of what a large GPU holds at once
+# Eq. 3 of a block of tokens is divided while there are fewer programs of it than this, into parts of four steps or
+# more: the keys are then never the longest work of a launch (a step is 0.9 us on an RTX 3090, all heads of a token 20
+# ns).
+KEY_PROGRAMS = 128
+KEY_STEPS = 4
+KEYS_AHEAD_BELOW = 8192  # tokens; with more the keys' products hide behind the queries' traffic
 MIN_DOT = 16  # the smallest side of a tile that tl.dot takes
 # The most bytes of a number on a GPU: without tensor cores, the products of float32 and float64 spill up to 2,880 bytes
 # a thread.
 ONE_LAUNCH_BYTES = 2
 MAX_RANK = 256  # a latent is held whole
 MAX_WEIGHT_TILE = 64 * 128  # low-frequency pairs by ranks, in shared memory: more would not fit every card's
-BLOCK_S = 32  # columns of S at a time, for Eq. 3
+BLOCK_S = 32  # columns of S at a time, for Eq. 3: 64 take 158 registers
 # Pairs of 32 tokens that a program's registers hold without spills, those of low frequency counted three times (they,
 # their signal and its gradient). With more a program does 16 tokens.
 PAIRS_OF_32_TOKENS = 112
@@ -42,18 +53,27 @@ def forward_launch(
     other arguments are as `roae` has them.
     """
     grouped = gqa_down is not None
-    shape = _arguments(q, k, cos, sin, latent, up.shape[0], alpha, interleaved)
+    rotary = rotary_argument(cos, sin)
+    shape = _shape(q, k, rotary, latent, up.shape[0], interleaved)
+    tokens, blocks = _tokens(q, shape)
     q_out, k_out = torch.empty_like(q), torch.empty_like(k)
-    tokens, heads = shape["tokens"], q.shape[1] + k.shape[1]
-    low = q.new_empty(tokens, heads * 2 * shape["LOW_PAIRS"] if store else 0)
+    low = q.new_empty(tokens, up.shape[0] // q.shape[1] * (q.shape[1] + k.shape[1]) if store else 0)
     key_latent = latent.new_empty(tokens, latent.shape[1] if store and grouped else 0)
-    arguments = shape | head_arguments(q=q, k=k, q_out=q_out, k_out=k_out)
-    arguments |= dict(
+    key_parts = _key_parts(blocks, up.shape[0]) if grouped else 0
+    shared = isinstance(key_parts, int) and key_parts > 1  # not asked of symbolic sizes: they want the outputs alone
+    part = shape.BLOCK_T.value * shape.BLOCK_R.value
+    heads_per_program = _heads_per_program(blocks, q.shape[1])
+    arguments = dict(
+        q=heads_argument(q), k=heads_argument(k), q_out=heads_argument(q_out), k_out=heads_argument(k_out),
         latent=latent, up=up, gqa_down=gqa_down if grouped else up, gqa_up=gqa_up if grouped else up,
-        low=low, key_latent=key_latent, GROUPED=grouped, STORE=store, BLOCK_S=BLOCK_S,
-        heads_per_program=_heads_per_program(shape),
+        low=low, key_latent=key_latent,
+        partials=q.new_empty(blocks * key_parts * part if shared else 0, dtype=_compute(q.dtype)),
+        arrived=q.new_zeros(blocks, dtype=torch.int32) if shared else q.new_empty(0, dtype=torch.int32),
+        heads_per_program=heads_per_program, key_parts=key_parts, keys_ahead_below=KEYS_AHEAD_BELOW,
+        GROUPED=grouped, STORE=store,
+        **_common(q, rotary, alpha, shape),
     )  # fmt: skip
-    programs = _programs(arguments) + (triton.cdiv(tokens, shape["BLOCK_T"]) if grouped else 0)
+    programs = blocks * (triton.cdiv(q.shape[1], heads_per_program) + key_parts)
     return Launch(roae_forward_kernel, programs, NUM_WARPS, arguments, (q_out, k_out, low, key_latent))
 
 
@@ -66,17 +86,19 @@ def backward_keys_launch(
     Its outputs are dk (with `need_dx`), the gradient of Eq. 3's latent `[tokens, rank]` (`need_du`) and dS_K
     `[tokens, key_heads * d_low]` (`need_dgqa`): what is not asked for is empty. `heads` counts the query heads.
     """
-    shape = _arguments(dk_out, dk_out, cos, sin, key_latent, gqa_up.shape[0], alpha, interleaved)
+    rotary = rotary_argument(cos, sin)
+    shape = _shape(dk_out, dk_out, rotary, key_latent, gqa_up.shape[0], interleaved)
+    # All heads in one program: small blocks, so that there are enough of them.
+    shape = shape._replace(HEADS=tl.constexpr(heads), BLOCK_T=tl.constexpr(MIN_DOT))
+    tokens, blocks = _tokens(dk_out, shape)
     dk = empty_heads(dk_out, sequence_major) if need_dx else dk_out.new_empty(0)
-    dkey_latent = key_latent.new_empty(shape["tokens"], key_latent.shape[1] if need_du else 0)
-    dkey_signal = key_latent.new_empty(shape["tokens"], gqa_up.shape[0] if need_dgqa else 0)
-    arguments = shape | head_arguments(dk_out=dk_out, dk=dk)
-    arguments |= dict(
-        gqa_up=gqa_up, low=low, key_latent=key_latent, dkey_signal=dkey_signal, dkey_latent=dkey_latent,
-        HEADS=heads, NEED_DX=need_dx, NEED_DU=need_du, NEED_DGQA=need_dgqa,
+    dkey_latent = key_latent.new_empty(tokens, key_latent.shape[1] if need_du else 0)
+    dkey_signal = key_latent.new_empty(tokens, gqa_up.shape[0] if need_dgqa else 0)
+    arguments = dict(
+        dk_out=heads_argument(dk_out), dk=heads_argument(dk), gqa_up=gqa_up, low=low, key_latent=key_latent,
+        dkey_signal=dkey_signal, dkey_latent=dkey_latent, NEED_DX=need_dx, NEED_DU=need_du, NEED_DGQA=need_dgqa,
+        **_common(dk_out, rotary, alpha, shape),
     )  # fmt: skip
-    arguments["BLOCK_T"] = MIN_DOT  # all heads in one program: small blocks, so that there are enough of them
-    blocks = triton.cdiv(shape["tokens"], MIN_DOT)
     return Launch(roae_backward_keys_kernel, blocks, NUM_WARPS, arguments, (dk, dkey_latent, dkey_signal))
 
 
@@ -92,33 +114,55 @@ def backward_launch(
     Hugging Face's projections have it, so that their own backward needs no copy.
     """
     grouped = gqa_down is not None
-    shape = _arguments(dq_out, dk_out, cos, sin, latent, up.shape[0], alpha, interleaved)
+    rotary = rotary_argument(cos, sin)
+    shape = _shape(dq_out, dk_out, rotary, latent, up.shape[0], interleaved)
+    tokens, blocks = _tokens(dq_out, shape)
     dq = empty_heads(dq_out, sequence_major) if need_dx else dq_out.new_empty(0)
     dk = empty_heads(dk_out, sequence_major) if need_dx and not grouped else dk_out.new_empty(0)
-    du = latent.new_empty(shape["tokens"], up.shape[0] if need_du else 0)
-    signal = latent.new_empty(shape["tokens"], up.shape[0] if need_dgqa else 0)
-    arguments = shape | head_arguments(dq_out=dq_out, dk_out=dq_out if grouped else dk_out, dq=dq, dk=dk)
-    arguments |= dict(
-        latent=latent, up=up, gqa_down=gqa_down if grouped else up, low=low,
-        dkey_latent=dkey_latent if grouped else latent, du=du, signal=signal, GROUPED=grouped,
-        NEED_DX=need_dx, NEED_DU=need_du, NEED_DGQA=need_dgqa, heads_per_program=_heads_per_program(shape),
+    du = latent.new_empty(tokens, up.shape[0] if need_du else 0)
+    signal = latent.new_empty(tokens, up.shape[0] if need_dgqa else 0)
+    heads_per_program = _heads_per_program(blocks, dq_out.shape[1])
+    arguments = dict(
+        dq_out=heads_argument(dq_out), dk_out=heads_argument(dq_out if grouped else dk_out),
+        dq=heads_argument(dq), dk=heads_argument(dk), latent=latent, up=up, gqa_down=gqa_down if grouped else up,
+        low=low, dkey_latent=dkey_latent if grouped else latent, du=du, signal=signal,
+        heads_per_program=heads_per_program,
+        GROUPED=grouped, NEED_DX=need_dx, NEED_DU=need_du, NEED_DGQA=need_dgqa,
+        **_common(dq_out, rotary, alpha, shape),
     )  # fmt: skip
-    return Launch(roae_backward_kernel, _programs(arguments), NUM_WARPS, arguments, (dq, dk, du, signal))
+    programs = blocks * triton.cdiv(dq_out.shape[1], heads_per_program)
+    return Launch(roae_backward_kernel, programs, NUM_WARPS, arguments, (dq, dk, du, signal))
 
 
-def _arguments(q, k, cos, sin, latent, columns: int, alpha: float, interleaved: bool) -> dict[str, Any]:
-    """The arguments that all kernels share; q and k may be gradients; `columns` are those of q's signal."""
-    shape = shape_arguments(q, k, cos, sin) | dict(LOW_PAIRS=columns // q.shape[1] // 2)
-    block_low = max(MIN_DOT, triton.next_power_of_2(shape["LOW_PAIRS"]))
-    split = max(0, shape["PAIRS"] - block_low)
+def _shape(q: Tensor, k: Tensor, rotary: Rotary, latent: Tensor, columns: int, interleaved: bool) -> Shape:
+    """What the binary depends on; q and k may be gradients; `columns` are those of q's signal."""
+    heads, head_dim, pairs = q.shape[1], q.shape[3], rotary.cos.shape[1]
+    low_pairs = columns // heads // 2
+    block_low = max(MIN_DOT, triton.next_power_of_2(low_pairs))
+    split = max(0, pairs - block_low)
     block_high = triton.next_power_of_2(max(1, split))
-    held = (max(block_high, shape["BLOCK_REST"]) + 3 * block_low) * (2 if interleaved else 1)
-    return shape | dict(
-        ALPHA=alpha, INTERLEAVED=interleaved, RANK=latent.shape[1], SPLIT=split,
-        BLOCK_T=32 if held <= PAIRS_OF_32_TOKENS else MIN_DOT,
-        BLOCK_HIGH=block_high, BLOCK_LOW=block_low, BLOCK_R=max(MIN_DOT, triton.next_power_of_2(latent.shape[1])),
-        DOT=_dot_dtype(latent),
-    )  # fmt: skip
+    block_rest = triton.next_power_of_2(max(1, head_dim - 2 * pairs))
+    held = (max(block_high, block_rest) + 3 * block_low) * (2 if interleaved else 1)
+    return Shape(*map(tl.constexpr, Shape(
+        HEADS=heads, KEY_HEADS=k.shape[1], HEAD_DIM=head_dim, PAIRS=pairs, LOW_PAIRS=low_pairs, SPLIT=split,
+        RANK=latent.shape[1], INTERLEAVED=interleaved, ROTARY_STEP=rotary.cos.stride(1),
+        BLOCK_T=(32 if held <= PAIRS_OF_32_TOKENS else MIN_DOT) * NUM_WARPS // 4,
+        BLOCK_HIGH=block_high, BLOCK_LOW=block_low, BLOCK_REST=block_rest,
+        BLOCK_R=max(MIN_DOT, triton.next_power_of_2(latent.shape[1])), BLOCK_S=BLOCK_S, HEAD_STAGES=HEAD_STAGES,
+        COMPUTE=getattr(tl, str(_compute(q.dtype)).removeprefix("torch.")), DOT=_dot_dtype(latent),
+    )))  # fmt: skip
+
+
+def _common(q: Tensor, rotary: Rotary, alpha: float, shape: Shape) -> dict[str, Any]:
+    """The arguments that all kernels share."""
+    batch, _, seq, _ = q.shape
+    return dict(
+        rotary=rotary, alpha=alpha, tokens=batch * seq, seq=seq, cos_rows=rotary.cos.shape[0], shape=shape
+    )
+
+
+def _compute(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _dot_dtype(latent: Tensor) -> tl.dtype:
@@ -128,18 +172,22 @@ def _dot_dtype(latent: Tensor) -> tl.dtype:
     return getattr(tl, str(latent.dtype).removeprefix("torch."))
 
 
-def _heads_per_program(shape: dict[str, Any]) -> int:
-    """As many heads as leave some PROGRAMS programs, which with few tokens is one.
-
-    Written without a branch on the tokens, by which torch.compile would make a graph for each outcome.
-    """
-    blocks = triton.cdiv(shape["tokens"], shape["BLOCK_T"])
-    return torch.sym_min(torch.sym_max(1, blocks * shape["HEADS"] // PROGRAMS), shape["HEADS"])
+def _tokens(q: Tensor, shape: Shape) -> tuple[int, int]:
+    """The number of tokens, and of blocks of them."""
+    tokens = q.shape[0] * q.shape[2]
+    return tokens, triton.cdiv(tokens, shape.BLOCK_T.value)
 
 
-def _programs(arguments: dict[str, Any]) -> int:
-    groups = triton.cdiv(arguments["HEADS"], arguments["heads_per_program"])
-    return triton.cdiv(arguments["tokens"], arguments["BLOCK_T"]) * groups
+# Written without a branch on the tokens, by which torch.compile would make a graph for each outcome.
+def _heads_per_program(blocks: int, heads: int) -> int:
+    """As many heads as leave some PROGRAMS programs, which with few tokens is one."""
+    return torch.sym_min(torch.sym_max(1, blocks * heads // PROGRAMS), heads)
+
+
+def _key_parts(blocks: int, columns: int) -> int:
+    """How many programs share Eq. 3 of a block."""
+    most = max(1, triton.cdiv(columns, BLOCK_S) // KEY_STEPS)
+    return torch.sym_min(torch.sym_max(1, KEY_PROGRAMS // torch.sym_max(1, blocks)), most)
 
 
 register(

@@ -173,7 +173,7 @@ def test_unknown_architectures_are_named():
 def test_bytes_are_counted_from_what_is_launched():
     from rosa_kernels.offline import SHAPES, bytes_per_token, launches
 
-    seq = 2048
+    seq = 4096
     shape_launches = list(launches(SHAPES[0], seq=seq, dtype=torch.bfloat16))
     heads, key_heads, low, key_low, rotary, rank = 28 * 128, 4 * 128, 28 * 32, 4 * 32, 2 * 64, 128
     weights = {"up": low * rank / seq, "gqa_down": low * rank / seq, "gqa_up": key_low * rank / seq}

@@ -362,6 +362,26 @@ def test_few_and_many_heads_a_program_give_the_same(kernel_device, monkeypatch):
         assert all(torch.equal(value, other[name]) for name, value in results[0].items())
 
 
+@pytest.mark.parametrize("keys_ahead_below", [0, 10**6], ids=["keys among the queries", "keys ahead"])
+def test_keys_are_the_same_however_many_programs_share_eq_3(kernel_device, monkeypatch, keys_ahead_below):
+    inputs = make_inputs(heads=6, key_heads=2, batch=1, seq=40, device=kernel_device)
+    monkeypatch.setattr(roae_triton, "BLOCK_S", 16)
+    monkeypatch.setattr(roae_triton, "KEYS_AHEAD_BELOW", keys_ahead_below)
+    exact, results, parts = run(inputs, backend="reference"), [], []
+    for aim, steps in ((1, 1), (8, 1), (64, 1), (64, 2)):  # of two blocks, and of two steps each
+        monkeypatch.setattr(roae_triton, "KEY_PROGRAMS", aim)
+        monkeypatch.setattr(roae_triton, "KEY_STEPS", steps)
+        half_width = (inputs["cos"][..., :8], inputs["sin"][..., :8])
+        latent = inputs["hidden_states"].flatten(0, 1) @ inputs["down"].T
+        weights = (inputs["up"], inputs["gqa_down"], inputs["gqa_up"])
+        launch = roae_triton.forward_launch(inputs["q"], inputs["k"], *half_width, latent, *weights, 0.1, False, True)
+        parts.append(launch.arguments["key_parts"])
+        results.append(run(inputs, backend="triton"))
+        assert all(torch.equal(value, results[-1][name]) for name, value in run(inputs, backend="triton").items())
+        assert max(errors(results[-1], exact).values()) < 1e-14
+    assert parts == [1, 2, 2, 1]
+
+
 @pytest.mark.parametrize("sequence_major", [True, False])
 def test_outputs_and_gradients_keep_dtype_and_layout_and_inputs_are_untouched(kernel_device, sequence_major):
     inputs = make_inputs(sequence_major=sequence_major, dtype=torch.float16, device=kernel_device)
