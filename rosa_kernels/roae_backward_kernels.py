@@ -63,7 +63,7 @@ def _backward_head(high, dy_low, b_s, low_rotary, dy, dx, i_head, alpha, t, shap
 
 @triton.jit(do_not_specialize=["tokens", "seq", "cos_rows"])
 def roae_backward_keys_kernel(
-    dk_out, dk, rotary, gqa_up, low, key_latent, dkey_signal, dkey_latent, alpha: "fp64",
+    dk_out, dk, rotary, gqa_up, low, key_latent, dkey_signal, dkey_latent, alpha: tl.float64,
     tokens, seq, cos_rows,
     NEED_DX: tl.constexpr, NEED_DU: tl.constexpr, NEED_DGQA: tl.constexpr, shape,
 ):  # fmt: skip
@@ -97,7 +97,7 @@ def roae_backward_keys_kernel(
 
 @triton.jit(do_not_specialize=["tokens", "seq", "cos_rows", "heads_per_program"])
 def roae_backward_kernel(
-    dq_out, dk_out, dq, dk, rotary, latent, up, gqa_down, low, dkey_latent, du, signal, alpha: "fp64",
+    dq_out, dk_out, dq, dk, rotary, latent, up, gqa_down, low, dkey_latent, du, signal, alpha: tl.float64,
     tokens, seq, cos_rows, heads_per_program,
     GROUPED: tl.constexpr, NEED_DX: tl.constexpr, NEED_DU: tl.constexpr, NEED_DGQA: tl.constexpr, shape,
 ):  # fmt: skip

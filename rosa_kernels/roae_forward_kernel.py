@@ -116,7 +116,7 @@ def _forward_head(high, low, b_s, low_rotary, x, x_out, p_low, i_head, alpha, t,
 
 @triton.jit(do_not_specialize=["tokens", "seq", "cos_rows", "heads_per_program", "key_parts", "keys_ahead_below"])
 def roae_forward_kernel(
-    q, k, q_out, k_out, rotary, latent, up, gqa_down, gqa_up, low, key_latent, partials, arrived, alpha: "fp64",
+    q, k, q_out, k_out, rotary, latent, up, gqa_down, gqa_up, low, key_latent, partials, arrived, alpha: tl.float64,
     tokens, seq, cos_rows, heads_per_program, key_parts, keys_ahead_below,
     GROUPED: tl.constexpr, STORE: tl.constexpr, shape,
 ):  # fmt: skip

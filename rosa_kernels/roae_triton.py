@@ -22,7 +22,9 @@ from rosa_kernels.roae_forward_kernel import roae_forward_kernel
 from rosa_kernels.roae_tiles import Shape
 
 NUM_WARPS = 4
-HEAD_STAGES = 1  # of the loop over heads; 2 takes 168 registers and 12 KiB more, and hides the waits of all but the first
+HEAD_STAGES = (
+    1  # of the loop over heads; 2 takes 168 registers and 12 KiB more, and hides the waits of all but the first
+)
 PROGRAMS = 1024  # to aim at: some waves of what a large GPU holds at once
 # Eq. 3 of a block of tokens is divided while there are fewer programs of it than this, into parts of four steps or
 # more: the keys are then never the longest work of a launch (a step is 0.9 us on an RTX 3090, all heads of a token 20
@@ -156,9 +158,7 @@ def _shape(q: Tensor, k: Tensor, rotary: Rotary, latent: Tensor, columns: int, i
 def _common(q: Tensor, rotary: Rotary, alpha: float, shape: Shape) -> dict[str, Any]:
     """The arguments that all kernels share."""
     batch, _, seq, _ = q.shape
-    return dict(
-        rotary=rotary, alpha=alpha, tokens=batch * seq, seq=seq, cos_rows=rotary.cos.shape[0], shape=shape
-    )
+    return dict(rotary=rotary, alpha=alpha, tokens=batch * seq, seq=seq, cos_rows=rotary.cos.shape[0], shape=shape)
 
 
 def _compute(dtype: torch.dtype) -> torch.dtype:
