@@ -22,9 +22,8 @@ from rosa_kernels.roae_forward_kernel import roae_forward_kernel
 from rosa_kernels.roae_tiles import Shape
 
 NUM_WARPS = 4
-HEAD_STAGES = (
-    1  # of the loop over heads; 2 takes 168 registers and 12 KiB more, and hides the waits of all but the first
-)
+# Of the loops over heads; 2 hides their waits for memory, and takes 12 and 30 KiB of shared memory more.
+HEAD_STAGES = 1
 PROGRAMS = 1024  # to aim at: some waves of what a large GPU holds at once
 # Eq. 3 of a block of tokens is divided while there are fewer programs of it than this, into parts of four steps or
 # more: the keys are then never the longest work of a launch (a step is 0.9 us on an RTX 3090, all heads of a token 20
