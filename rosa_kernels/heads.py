@@ -3,8 +3,8 @@
 Names in the kernels: i_ index, o_ offsets, m_ mask, p_ pointers, b_ block of values;
 t token, l position in the sequence, b batch, h head, d element of a head.
 
-A `shape` is a NamedTuple of constants, each kernel's own; here it needs HEAD_DIM, PAIRS, INTERLEAVED, ROTARY_STEP (2
-where every value of cos stands twice), BLOCK_REST and COMPUTE, the dtype of all arithmetic.
+A `shape` is a NamedTuple of constants, each kernel's own; here it needs HEAD_DIM, PAIRS, ROTARY_STEP (2 where every
+value of cos stands twice), BLOCK_REST and COMPUTE, the dtype of all arithmetic.
 """
 
 from typing import Any, NamedTuple
@@ -81,9 +81,12 @@ def _load_rotary(p_row, m_t, FIRST: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl
 
 
 @triton.jit
-def load_pairs(p_row, stride_d, m_t, FIRST: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr, shape):
+def load_pairs(
+    p_row, stride_d, m_t, FIRST: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr,
+    PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
     """Real and imaginary parts of pairs FIRST to FIRST + COUNT of a head, `[BLOCK_T, BLOCK]` each."""
-    if shape.INTERLEAVED:
+    if INTERLEAVED:
         # One wide load and a split in registers: two gathers with stride 2 would be 16-bit accesses.
         o_d = tl.arange(0, 2 * BLOCK)[None, :]
         b_x = tl.load(p_row + (2 * FIRST + o_d) * stride_d, mask=m_t[:, None] & (o_d < 2 * COUNT), other=0.0)
@@ -92,15 +95,18 @@ def load_pairs(p_row, stride_d, m_t, FIRST: tl.constexpr, COUNT: tl.constexpr, B
         o_d = tl.arange(0, BLOCK)[None, :]
         m = m_t[:, None] & (o_d < COUNT)
         b_re = tl.load(p_row + (FIRST + o_d) * stride_d, mask=m, other=0.0)
-        b_im = tl.load(p_row + (shape.PAIRS + FIRST + o_d) * stride_d, mask=m, other=0.0)
+        b_im = tl.load(p_row + (PAIRS + FIRST + o_d) * stride_d, mask=m, other=0.0)
     return b_re, b_im
 
 
 @triton.jit
-def store_pairs(p_row, stride_d, b_re, b_im, m_t, FIRST: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr, shape):
+def store_pairs(
+    p_row, stride_d, b_re, b_im, m_t, FIRST: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr,
+    PAIRS: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
     """The inverse of `load_pairs`."""
     dtype: tl.constexpr = p_row.dtype.element_ty
-    if shape.INTERLEAVED:
+    if INTERLEAVED:
         o_d = tl.arange(0, 2 * BLOCK)[None, :]
         b_x = tl.reshape(tl.join(b_re.to(dtype), b_im.to(dtype)), (m_t.shape[0], 2 * BLOCK))
         tl.store(p_row + (2 * FIRST + o_d) * stride_d, b_x, mask=m_t[:, None] & (o_d < 2 * COUNT))
@@ -108,7 +114,7 @@ def store_pairs(p_row, stride_d, b_re, b_im, m_t, FIRST: tl.constexpr, COUNT: tl
         o_d = tl.arange(0, BLOCK)[None, :]
         m = m_t[:, None] & (o_d < COUNT)
         tl.store(p_row + (FIRST + o_d) * stride_d, b_re.to(dtype), mask=m)
-        tl.store(p_row + (shape.PAIRS + FIRST + o_d) * stride_d, b_im.to(dtype), mask=m)
+        tl.store(p_row + (PAIRS + FIRST + o_d) * stride_d, b_im.to(dtype), mask=m)
 
 
 @triton.jit

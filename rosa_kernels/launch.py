@@ -6,8 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from rosa_kernels.heads import Heads, Rotary
@@ -32,43 +30,11 @@ class Launch(NamedTuple):
         return self.outputs
 
 
-def shape_arguments(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> dict[str, Any]:
-    """The arguments that all kernels share; q and k may be gradients, cos and sin have one column a pair.
-
-    What changes from batch to batch (tokens, sequence length) is not specialized: no recompilation.
-    """
-    batch, heads, seq, head_dim = q.shape
-    pairs = cos.shape[-1]
-    cos, sin = rows(cos), rows(sin)
-    if cos.stride(1) != sin.stride(1) or not (_reads_wide(cos) and _reads_wide(sin)):
-        cos, sin = cos.contiguous(), sin.contiguous()
-    return dict(
-        cos=cos, sin=sin, tokens=batch * seq, seq=seq, cos_rows=cos.shape[0],
-        cos_stride_row=cos.stride(0), sin_stride_row=sin.stride(0), ROTARY_STEP=cos.stride(1),
-        HEADS=heads, KEY_HEADS=k.shape[1], HEAD_DIM=head_dim, PAIRS=pairs,
-        BLOCK_REST=triton.next_power_of_2(max(1, head_dim - 2 * pairs)),
-        COMPUTE=tl.float64 if q.dtype == torch.float64 else tl.float32,
-    )  # fmt: skip
-
-
 def _reads_wide(t: Tensor) -> bool:
     """Whether the kernels can read cos or sin as it lies: dense rows, or every other column of rows twice as wide."""
     if t.stride(1) == 2:  # the column between is read too, and must be there behind the last one
         return t.storage_offset() % 2 == 0 and t.stride(0) % 2 == 0 and t.stride(0) >= 2 * t.shape[1]
     return t.stride(1) == 1
-
-
-def head_arguments(**tensors: Tensor) -> dict[str, Any]:
-    """Tensors `[b, h, l, d]` and their strides by the kernels' argument names; an empty one stands for none.
-
-    A batch of one, or no tensor at all, is never stepped over.
-    """
-    arguments: dict[str, Any] = dict(tensors)
-    for name, t in tensors.items():
-        b, h, l, d = t.stride() if t.dim() == 4 else (0, 0, 0, 1)  # noqa: E741
-        strides = (0 if t.shape[0] == 1 else b, h, l, d)
-        arguments |= {f"{name}_stride_{axis}": stride for axis, stride in zip("bhld", strides, strict=True)}
-    return arguments
 
 
 def rotary_argument(cos: Tensor, sin: Tensor) -> Rotary:

@@ -13,6 +13,7 @@ Notable:
 import triton
 import triton.language as tl
 
+from rosa_kernels.heads import head_rows
 from rosa_kernels.road_tiles import (
     adapter_of,
     add_products,
@@ -25,7 +26,6 @@ from rosa_kernels.road_tiles import (
     turn,
     turn_back,
 )
-from rosa_kernels.tiles import row_pointers
 
 
 @triton.jit
@@ -79,7 +79,6 @@ def _store(p_row, stride_d, b_1, b_2, i_p, m_t, WIDTH: tl.constexpr, GROUP: tl.c
 @triton.jit(do_not_specialize=["tokens", "seq", "splits", "steps"])
 def road_forward_kernel(
     x, theta, alpha, index, out, tokens, seq, splits, steps,
-    x_stride_b, x_stride_l, x_stride_d, out_stride_b, out_stride_l, out_stride_d,
     VARIANT: tl.constexpr, INDEXED: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
@@ -95,19 +94,17 @@ def road_forward_kernel(
         theta + i_a * NUMBERS, alpha + i_a * NUMBERS, o_p, o_1, o_2, o_p < WIDTH // 2, WIDTH, VARIANT, COMPUTE
     )
     for j in range(steps):
-        _, m_t, i_b, i_l = block_of_tokens(i_s, i_first + j * BLOCK_T, span, seq, BLOCK_T)
-        p_x = row_pointers(x, i_b, i_l, 0, x_stride_b, 0, x_stride_l)
-        p_out = row_pointers(out, i_b, i_l, 0, out_stride_b, 0, out_stride_l)
-        b_1, b_2 = _load(p_x, x_stride_d, i_p, m_t, WIDTH, GROUP, HEAD_DIM, BLOCK_P, COMPUTE)
+        t = block_of_tokens(i_s, i_first + j * BLOCK_T, span, seq, 1, BLOCK_T)
+        p_x = head_rows(x, 0, t)
+        p_out = head_rows(out, 0, t)
+        b_1, b_2 = _load(p_x, x.d, i_p, t.m, WIDTH, GROUP, HEAD_DIM, BLOCK_P, COMPUTE)
         b_1, b_2 = turn(b_1, b_2, b_w)
-        _store(p_out, out_stride_d, b_1, b_2, i_p, m_t, WIDTH, GROUP, HEAD_DIM, BLOCK_P)
+        _store(p_out, out.d, b_1, b_2, i_p, t.m, WIDTH, GROUP, HEAD_DIM, BLOCK_P)
 
 
 @triton.jit(do_not_specialize=["tokens", "seq", "splits", "steps"])
 def road_backward_kernel(
     dout, kept, theta, alpha, index, dx, sums, tokens, seq, splits, steps,
-    dout_stride_b, dout_stride_l, dout_stride_d, kept_stride_b, kept_stride_l, kept_stride_d,
-    dx_stride_b, dx_stride_l, dx_stride_d,
     VARIANT: tl.constexpr, INDEXED: tl.constexpr, NEED_DX: tl.constexpr, NEED_SUMS: tl.constexpr,
     WIDTH: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, COMPUTE: tl.constexpr,
@@ -129,17 +126,17 @@ def road_backward_kernel(
         )
     b_sums = no_sums(BLOCK_T, BLOCK_P, VARIANT, COMPUTE)
     for j in range(steps):
-        _, m_t, i_b, i_l = block_of_tokens(i_s, i_first + j * BLOCK_T, span, seq, BLOCK_T)
-        p_dout = row_pointers(dout, i_b, i_l, 0, dout_stride_b, 0, dout_stride_l)
-        b_d1, b_d2 = _load(p_dout, dout_stride_d, i_p, m_t, WIDTH, GROUP, HEAD_DIM, BLOCK_P, COMPUTE)
+        t = block_of_tokens(i_s, i_first + j * BLOCK_T, span, seq, 1, BLOCK_T)
+        p_dout = head_rows(dout, 0, t)
+        b_d1, b_d2 = _load(p_dout, dout.d, i_p, t.m, WIDTH, GROUP, HEAD_DIM, BLOCK_P, COMPUTE)
         if NEED_SUMS:
-            p_kept = row_pointers(kept, i_b, i_l, 0, kept_stride_b, 0, kept_stride_l)
-            b_1, b_2 = _load(p_kept, kept_stride_d, i_p, m_t, WIDTH, GROUP, HEAD_DIM, BLOCK_P, COMPUTE)
+            p_kept = head_rows(kept, 0, t)
+            b_1, b_2 = _load(p_kept, kept.d, i_p, t.m, WIDTH, GROUP, HEAD_DIM, BLOCK_P, COMPUTE)
             b_sums = add_products(b_sums, b_d1, b_d2, b_1, b_2, VARIANT)
         if NEED_DX:
-            p_dx = row_pointers(dx, i_b, i_l, 0, dx_stride_b, 0, dx_stride_l)
+            p_dx = head_rows(dx, 0, t)
             b_d1, b_d2 = turn_back(b_d1, b_d2, b_w)
-            _store(p_dx, dx_stride_d, b_d1, b_d2, i_p, m_t, WIDTH, GROUP, HEAD_DIM, BLOCK_P)
+            _store(p_dx, dx.d, b_d1, b_d2, i_p, t.m, WIDTH, GROUP, HEAD_DIM, BLOCK_P)
     if NEED_SUMS:
         p_sums = sums + i_t.to(tl.int64) * (2 * COLUMNS)
         store_sums(p_sums, b_sums, o_p, o_1, o_2, o_p < WIDTH // 2, COLUMNS, VARIANT)

@@ -1,12 +1,14 @@
 """Triton functions that RoAd's kernels share: the weights of pairs from angles and scales, a block of pairs turned by
 them, and the sums that the gradients of angles and scales are made of.
 
-Names in the kernels as in `tiles.py`, and: p pair, s sequence, a adapter; _1 and _2 the elements of a pair; `b_w` the
+Names in the kernels as in `heads.py`, and: p pair, s sequence, a adapter; _1 and _2 the elements of a pair; `b_w` the
 four vectors of Eq. 4 of a block of pairs, `[1, BLOCK]` each: first_1, first_2, second_1, second_2.
 """
 
 import triton
 import triton.language as tl
+
+from rosa_kernels.heads import Tokens
 
 # pi / 2 in three parts, the first two short: a whole number times them is exact.
 _HALF_PI_1 = tl.constexpr(1.5703125)
@@ -21,11 +23,12 @@ def split_tokens(i_t, splits, steps, BLOCK_T: tl.constexpr):
 
 
 @triton.jit
-def block_of_tokens(i_s, i_first, span, seq, BLOCK_T: tl.constexpr):
-    """The BLOCK_T tokens from token i_first of sequence i_s on: their numbers, which are there, batch and position."""
+def block_of_tokens(i_s, i_first, span, seq, cos_rows, BLOCK_T: tl.constexpr):
+    """The BLOCK_T tokens from token i_first of sequence i_s on."""
     o = i_first + tl.arange(0, BLOCK_T)
     o_t = i_s * span + o
-    return o_t, o < span, (o_t // seq).to(tl.int64), (o_t % seq).to(tl.int64)
+    i_b, i_l = (o_t // seq).to(tl.int64), (o_t % seq).to(tl.int64)
+    return Tokens(o_t.to(tl.int64), o < span, i_b, i_l, (o_t % cos_rows).to(tl.int64))
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rosa_kernels.launch import Launch, refuse_double_backward, register
+from rosa_kernels.launch import Launch, heads_argument, refuse_double_backward, register
 from rosa_kernels.road_kernels import road_backward_kernel, road_forward_kernel, road_reduce_kernel
 
 NUM_WARPS = 4
@@ -128,13 +128,8 @@ def _arguments(x, theta, alpha, index, variant: int, group: int, head_dim: int) 
 
 
 def _row_arguments(index: Tensor | None, **tensors: Tensor) -> dict[str, Any]:
-    """Tensors `[..., width]` as `_sequences` has them, and their strides by the kernels' argument names."""
-    arguments: dict[str, Any] = {}
-    for name, t in tensors.items():
-        t = _sequences(t, index)
-        strides = (0 if t.shape[0] == 1 else t.stride(0), *t.stride()[1:])
-        arguments |= {name: t} | {f"{name}_stride_{axis}": stride for axis, stride in zip("bld", strides, strict=True)}
-    return arguments
+    """Tensors `[..., width]` as `_sequences` has them, each of one head."""
+    return {name: heads_argument(_sequences(t, index).unsqueeze(1)) for name, t in tensors.items()}
 
 
 def _sequences(t: Tensor, index: Tensor | None) -> Tensor:

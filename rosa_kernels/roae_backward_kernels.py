@@ -15,7 +15,7 @@ Notable:
 import triton
 import triton.language as tl
 
-from rosa_kernels.heads import copy_rest, head_rows, rotate, rotate_back, sigmoid, store_pairs, token_block
+from rosa_kernels.heads import copy_rest, head_rows, rotate, rotate_back, sigmoid, token_block
 from rosa_kernels.roae_tiles import (
     load_head_columns,
     load_head_rows,
@@ -26,8 +26,10 @@ from rosa_kernels.roae_tiles import (
     load_rows,
     packed,
     product,
+    store_high_tile,
     store_low,
     store_low_of_product,
+    store_low_tile,
     store_rows,
 )
 
@@ -54,10 +56,10 @@ def _backward_head(high, dy_low, b_s, low_rotary, dy, dx, i_head, alpha, t, shap
     p_dx = head_rows(dx, i_head, t)
     if shape.SPLIT > 0:
         b_re, b_im = rotate_back(high[0], high[1], high[2], high[3], shape)
-        store_pairs(p_dx, dx.d, b_re, b_im, t.m, 0, shape.SPLIT, shape.BLOCK_HIGH, shape)
+        store_high_tile(p_dx, dx.d, b_re, b_im, t.m, shape)
     b_dz_re, b_dz_im = tl.split(tl.join(dy_low[0], dy_low[1]).to(shape.COMPUTE) * (1 + alpha * b_s))
     b_re, b_im = rotate_back(b_dz_re, b_dz_im, low_rotary[0], low_rotary[1], shape)
-    store_pairs(p_dx, dx.d, b_re, b_im, t.m, shape.SPLIT, shape.PAIRS - shape.SPLIT, shape.BLOCK_LOW, shape)
+    store_low_tile(p_dx, dx.d, b_re, b_im, t.m, shape)
     copy_rest(head_rows(dy, i_head, t), dy.d, p_dx, dx.d, t.m, shape)
 
 

@@ -19,7 +19,7 @@ Notable:
 import triton
 import triton.language as tl
 
-from rosa_kernels.heads import copy_rest, head_rows, rotate, sigmoid, store_pairs, token_block
+from rosa_kernels.heads import copy_rest, head_rows, rotate, sigmoid, token_block
 from rosa_kernels.roae_tiles import (
     load_head_rows,
     load_high_tile,
@@ -27,7 +27,9 @@ from rosa_kernels.roae_tiles import (
     load_low_tile,
     load_rows,
     product,
+    store_high_tile,
     store_low,
+    store_low_tile,
     store_rows,
 )
 
@@ -105,10 +107,10 @@ def _forward_head(high, low, b_s, low_rotary, x, x_out, p_low, i_head, alpha, t,
     p_out = head_rows(x_out, i_head, t)
     if shape.SPLIT > 0:
         b_re, b_im = rotate(high[0], high[1], high[2], high[3], shape)
-        store_pairs(p_out, x_out.d, b_re, b_im, t.m, 0, shape.SPLIT, shape.BLOCK_HIGH, shape)
+        store_high_tile(p_out, x_out.d, b_re, b_im, t.m, shape)
     b_z_re, b_z_im = rotate(low[0], low[1], low_rotary[0], low_rotary[1], shape)
     b_re, b_im = tl.split(tl.join(b_z_re, b_z_im) * (1 + alpha * b_s))
-    store_pairs(p_out, x_out.d, b_re, b_im, t.m, shape.SPLIT, shape.PAIRS - shape.SPLIT, shape.BLOCK_LOW, shape)
+    store_low_tile(p_out, x_out.d, b_re, b_im, t.m, shape)
     copy_rest(head_rows(x, i_head, t), x.d, p_out, x_out.d, t.m, shape)
     if STORE:
         store_low(p_low + i_head * (2 * shape.LOW_PAIRS), low[0], low[1], t.m, shape)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from rosa_kernels.heads import load_pairs, load_rotary
+from rosa_kernels.heads import load_pairs, load_rotary, store_pairs
 
 
 class Shape(NamedTuple):
@@ -136,7 +136,14 @@ def load_low_rotary(rotary, t, shape):
 
 @triton.jit
 def load_low_tile(p_row, stride_d, m_t, shape):
-    return load_pairs(p_row, stride_d, m_t, shape.SPLIT, shape.PAIRS - shape.SPLIT, shape.BLOCK_LOW, shape)
+    COUNT: tl.constexpr = shape.PAIRS - shape.SPLIT
+    return load_pairs(p_row, stride_d, m_t, shape.SPLIT, COUNT, shape.BLOCK_LOW, shape.PAIRS, shape.INTERLEAVED)
+
+
+@triton.jit
+def store_low_tile(p_row, stride_d, b_re, b_im, m_t, shape):
+    COUNT: tl.constexpr = shape.PAIRS - shape.SPLIT
+    store_pairs(p_row, stride_d, b_re, b_im, m_t, shape.SPLIT, COUNT, shape.BLOCK_LOW, shape.PAIRS, shape.INTERLEAVED)
 
 
 @triton.jit
@@ -146,8 +153,13 @@ def load_high_tile(p_row, stride_d, rotary, t, shape):
     cos and sin are read for every head, from cache: kept, they would cost 32 registers.
     """
     if shape.SPLIT > 0:
-        b_re, b_im = load_pairs(p_row, stride_d, t.m, 0, shape.SPLIT, shape.BLOCK_HIGH, shape)
+        b_re, b_im = load_pairs(p_row, stride_d, t.m, 0, shape.SPLIT, shape.BLOCK_HIGH, shape.PAIRS, shape.INTERLEAVED)
         b_cos, b_sin = load_rotary(rotary, t, 0, shape.SPLIT, shape.BLOCK_HIGH, shape)
         return b_re, b_im, b_cos, b_sin
     else:
         return 0, 0, 0, 0
+
+
+@triton.jit
+def store_high_tile(p_row, stride_d, b_re, b_im, m_t, shape):
+    store_pairs(p_row, stride_d, b_re, b_im, m_t, 0, shape.SPLIT, shape.BLOCK_HIGH, shape.PAIRS, shape.INTERLEAVED)

@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from rosa_kernels.launch import (
     Launch,
     empty_heads,
-    head_arguments,
+    heads_argument,
     refuse_double_backward,
     register,
-    shape_arguments,
+    rotary_argument,
 )
 from rosa_kernels.road_triton import (
     MAX_BLOCK_T,
@@ -27,7 +28,7 @@ from rosa_kernels.road_triton import (
     divide_tokens,
     empty_sums,
 )
-from rosa_kernels.rope_road_kernels import rope_road_backward_kernel, rope_road_forward_kernel
+from rosa_kernels.rope_road_kernels import Shape, rope_road_backward_kernel, rope_road_forward_kernel
 
 Weights = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # theta, alpha, key_theta, key_alpha
 
@@ -46,7 +47,8 @@ def forward_launch(
     weights = (theta, alpha, key_theta, key_alpha)
     arguments, programs, _ = _arguments(q, k, cos, sin, index, weights, variant, neighbours, interleaved)
     q_out, k_out = torch.empty_like(q), torch.empty_like(k)
-    arguments |= head_arguments(q=q, k=k, q_out=q_out, k_out=k_out)
+    heads = dict(q=q, k=k, q_out=q_out, k_out=k_out)
+    arguments |= {name: heads_argument(t) for name, t in heads.items()}
     return Launch(rope_road_forward_kernel, programs, NUM_WARPS, arguments, (q_out, k_out))
 
 
@@ -70,7 +72,8 @@ def backward_launch(
     columns = need_sums * columns_of_sums(theta, variant) + need_key_sums * columns_of_sums(key_theta, variant)
     sums = empty_sums(dq_out, rows if columns else 0, columns)
     q_kept, k_kept = dq_out if q_kept is None else q_kept, dk_out if k_kept is None else k_kept
-    arguments |= head_arguments(dq_out=dq_out, dk_out=dk_out, q_kept=q_kept, k_kept=k_kept, dq=dq, dk=dk)
+    heads = dict(dq_out=dq_out, dk_out=dk_out, q_kept=q_kept, k_kept=k_kept, dq=dq, dk=dk)
+    arguments |= {name: heads_argument(t) for name, t in heads.items()}
     arguments |= dict(sums=sums, NEED_DQ=need_dq, NEED_DK=need_dk, NEED_SUMS=need_sums, NEED_KEY_SUMS=need_key_sums)
     return Launch(rope_road_backward_kernel, programs, NUM_WARPS, arguments, (dq, dk, sums))
 
@@ -79,19 +82,28 @@ def _arguments(
     q, k, cos, sin, index, weights: Weights, variant: int, neighbours: bool, interleaved: bool
 ) -> tuple[dict[str, Any], int, int]:
     """The arguments that both kernels share, their programs, and rows of sums; q and k may be gradients."""
-    arguments = shape_arguments(q, k, cos, sin)
-    block_pairs = triton.next_power_of_2(arguments["PAIRS"])
+    rotary = rotary_argument(cos, sin)
+    batch, heads, seq, head_dim = q.shape
+    pairs = rotary.cos.shape[1]
+    block_pairs = triton.next_power_of_2(pairs)
+    block_rest = triton.next_power_of_2(max(1, head_dim - 2 * pairs))
     # Constants of the graph, even where torch.compile takes every size for dynamic.
-    widest, heads = int(max(block_pairs, arguments["BLOCK_REST"])), int(q.shape[1] + k.shape[1])
+    widest, all_heads = int(max(block_pairs, block_rest)), int(heads + k.shape[1])
     block_t = min(max(1, TILE_BYTES // q.element_size() // widest), MAX_BLOCK_T)
-    division, rows = divide_tokens(q.shape[0], q.shape[2], index, block_t, heads)
+    division, rows = divide_tokens(batch, seq, index, block_t, all_heads)
+    shape = Shape(*map(tl.constexpr, Shape(
+        HEADS=heads, KEY_HEADS=k.shape[1], HEAD_DIM=head_dim, PAIRS=pairs, VARIANT=variant, NEIGHBOURS=neighbours,
+        INTERLEAVED=interleaved, ROTARY_STEP=rotary.cos.stride(1),
+        BLOCK_T=division.pop("BLOCK_T"), BLOCK_PAIRS=block_pairs, BLOCK_REST=block_rest,
+        COMPUTE=tl.float64 if q.dtype == torch.float64 else tl.float32,
+    )))  # fmt: skip
     names = ("theta", "alpha", "key_theta", "key_alpha")
-    arguments |= {name: q if w is None else w.contiguous() for name, w in zip(names, weights, strict=True)}
+    arguments = {name: q if w is None else w.contiguous() for name, w in zip(names, weights, strict=True)}
     arguments |= division | dict(
-        index=q if index is None else index, ADAPT_Q=weights[0] is not None, ADAPT_K=weights[2] is not None,
-        VARIANT=variant, NEIGHBOURS=neighbours, INTERLEAVED=interleaved, BLOCK_PAIRS=block_pairs,
+        rotary=rotary, index=q if index is None else index, seq=seq, cos_rows=rotary.cos.shape[0],
+        ADAPT_Q=weights[0] is not None, ADAPT_K=weights[2] is not None, shape=shape,
     )  # fmt: skip
-    return arguments, rows * heads, rows
+    return arguments, rows * all_heads, rows
 
 
 register(

@@ -71,12 +71,14 @@ def _store_low(p_row, b_re, b_im, m_t, shape):
 
 @triton.jit
 def _load(x, i_head, t, shape):
-    return load_pairs(head_rows(x, i_head, t), x.d, t.m, 0, shape.PAIRS, shape.BLOCK_PAIRS, shape)
+    p_row = head_rows(x, i_head, t)
+    return load_pairs(p_row, x.d, t.m, 0, shape.PAIRS, shape.BLOCK_PAIRS, shape.PAIRS, shape.INTERLEAVED)
 
 
 @triton.jit
 def _store(x, b_re, b_im, i_head, t, shape):
-    store_pairs(head_rows(x, i_head, t), x.d, b_re, b_im, t.m, 0, shape.PAIRS, shape.BLOCK_PAIRS, shape)
+    p_row = head_rows(x, i_head, t)
+    store_pairs(p_row, x.d, b_re, b_im, t.m, 0, shape.PAIRS, shape.BLOCK_PAIRS, shape.PAIRS, shape.INTERLEAVED)
 
 
 @triton.jit
