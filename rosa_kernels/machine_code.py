@@ -36,7 +36,7 @@ class Instruction(NamedTuple):
 
     @property
     def kind(self) -> str | None:
-        """Which kind of work it is: a key of `_KINDS`, or None for the arithmetic of the ordinary lanes and the rest."""
+        """Which kind of work it is, a key of `_KINDS`; None for ordinary arithmetic and the rest."""
         return next((kind for kind, pattern in _KIND_OF.items() if pattern.fullmatch(self.base)), None)
 
     @property

@@ -12,39 +12,30 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from rosa_kernels.bounds import Floors, chain, floors, follow, programs_held
+from rosa_kernels.cards import CARDS
 from rosa_kernels.shapes import SHAPES, Shape, launches, road_launches
 
-GIGA = 1e9
-TOKENS = 2048  # at which the bytes of a token are counted
+TOKENS = 2048  # at which what a token takes is counted
+FEW_TOKENS = 460  # 2 x 230, at which the longest chain of steps is
 ALL_LAUNCHES = (launches, road_launches)
 FOOTNOTE = """\
 Registers and spilled bytes of a thread, shared memory of a program in bytes, widest global accesses in bits;
 bytes moved for a token in bfloat16, and the time of that at the card's datasheet bandwidth, the kernel's floor.
 Compiled here, not run."""
+BOUNDS_FOOTNOTE = f"""\
+Programs that a multiprocessor holds at once; warp instructions a token, all loops counted by their trips; nanoseconds a
+token that each part of the card needs at its datasheet rate, at {TOKENS} tokens: memory, issue slots, shared memory with
+load/store units, tensor cores, special functions. The largest is the bound. All are floors: without latency, caches,
+bank conflicts and waiting. Chain: the trips, loop by loop, of the program that does most of them at {FEW_TOKENS} tokens."""
+BOUNDS_ROW = "{:26} {:13} {:6} {:>5} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7} {:>8}"
 ROW = "{:26} {:13} {:19} {:>5} {:>6} {:>6} {:>5} {:>5} {:>8} {:>8}"
-
-
-class Card(NamedTuple):
-    """A card and its memory bandwidth in bytes per second, by its maker's datasheet."""
-
-    name: str
-    bandwidth: float
-
-
-CARDS = {
-    "sm_80": Card("A100 80GB SXM", 2039 * GIGA),
-    "sm_86": Card("RTX 3090", 936 * GIGA),
-    "sm_89": Card("RTX 4090", 1008 * GIGA),
-    "sm_90": Card("H100 SXM", 3350 * GIGA),
-    "sm_100": Card("B200", 8000 * GIGA),
-    "sm_120": Card("RTX 5090", 1792 * GIGA),
-    "gfx942": Card("MI300X", 5300 * GIGA),
-}
 
 
 POINTERS = {
@@ -142,6 +133,45 @@ def _report(launch, shape: Shape, arch: str) -> Report:
     )
 
 
+class Bound(NamedTuple):
+    """What bounds one compiled kernel on a card: floors in nanoseconds a token, warp instructions a token, how many
+    programs a multiprocessor holds, and the trips that a program does in a row at FEW_TOKENS tokens."""
+
+    kernel: str
+    shape: str
+    arch: str
+    programs_held: int
+    instructions: float
+    floors: Floors
+    chain: tuple[int, ...]
+
+
+def bounds(
+    shape: Shape, arch: str, dtype: torch.dtype = torch.bfloat16, launched: Sequence[Callable] = ALL_LAUNCHES
+) -> list[Bound]:
+    """What bounds each kernel on `arch`, a card of NVIDIA's, at a model's shape; `launched` as in `report`."""
+    pairs = [zip(of(shape, 1, TOKENS, dtype), of(shape, 1, FEW_TOKENS, dtype), strict=True) for of in launched]
+    return [_bound(launch, few, shape, arch) for pair in pairs for launch, few in pair]
+
+
+def _bound(launch, few, shape: Shape, arch: str) -> Bound:
+    compiled = compile_launch(launch, arch)
+    _, sass = disassemble(compiled.asm["cubin"])
+    registers, signature = _nvidia_usage(compiled.asm["cubin"])["registers"], specialize(launch).signature
+    walked, card = follow(launch, signature, sass, arch), CARDS[arch]
+    of_all = floors(walked, TOKENS * bytes_per_token(launch, TOKENS), card)
+    return Bound(
+        kernel=launch.kernel.fn.__name__,
+        shape=shape.name,
+        arch=arch,
+        programs_held=programs_held(registers, compiled.metadata.shared, launch.num_warps, card.multiprocessor),
+        instructions=int(walked.issued.sum()) / TOKENS,
+        floors=Floors(*(None if time is None else time / TOKENS for time in of_all)),
+        chain=chain(follow(few, signature, sass, arch)),
+    )
+
+
+@cache
 def disassemble(cubin: bytes) -> tuple[str, str]:
     """Resource usage and machine code of an NVIDIA binary, by the disassembler that Triton's wheel carries."""
     import triton
@@ -218,6 +248,23 @@ def main(archs: Sequence[str]) -> None:
                 per_token = (f"{r.bytes_per_token:.0f}", f"{r.nanoseconds_per_token:.2f}")
                 print(ROW.format(r.kernel, r.shape, f"{arch} {CARDS[arch].name}", *numbers, *per_token))
     print(FOOTNOTE)
+    print_bounds([arch for arch in archs if not arch.startswith("gfx")])
+
+
+def print_bounds(archs: Sequence[str]) -> None:
+    """Prints a table of what bounds every kernel on every card of `archs`, all NVIDIA's, at every shape of SHAPES."""
+    if not archs:
+        return
+    print()
+    head = ("kernel", "shape", "card", "held", "instr", *Floors._fields, "bound", "chain")
+    print(BOUNDS_ROW.format(*head))
+    for shape in SHAPES:
+        for arch in archs:
+            for b in bounds(shape, arch):
+                times = ("-" if time is None else f"{time:.2f}" for time in b.floors)
+                numbers = (b.programs_held, f"{b.instructions:.0f}", *times, b.floors.largest)
+                print(BOUNDS_ROW.format(b.kernel, b.shape, arch, *numbers, "+".join(map(str, b.chain))))
+    print(BOUNDS_FOOTNOTE)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from functools import reduce
+from functools import cache, reduce
 from operator import or_
 from typing import NamedTuple
 
@@ -158,7 +158,7 @@ class _Threads:
         sign = operand[0] if operand[0] in "-~" else ""
         name = operand.removeprefix(sign).partition(".reuse")[0]
         if re.fullmatch(r"0x[0-9a-f]+", name):
-            return 0 if high else int(sign.replace("~", "") + name, 16) & _WORD
+            return int(sign.replace("~", "") + name, 16) >> 32 * high & _WORD
         if name in ("RZ", "URZ", "SRZ"):
             value = 0
         elif match := re.fullmatch(r"(U?R)(\d+)(?:\.64)?", name):
@@ -250,6 +250,7 @@ def _is_predicate(operand: str) -> bool:
     return re.fullmatch(r"!?U?P(\d|T)", operand) is not None
 
 
+@cache
 def _sorted_operands(i: Instruction) -> tuple[list[str], list[str], list[str], list[str]]:
     """Registers and predicates that are set, sources, and predicates that are read."""
     operands = list(i.operands)
@@ -263,9 +264,9 @@ def _sorted_operands(i: Instruction) -> tuple[list[str], list[str], list[str], l
     if i.base.removeprefix("U") not in ("SEL", "FSEL", "VIMNMX"):
         while operands and _is_predicate(operands[0]) and (i.base.removeprefix("U") != "PLOP3" or len(predicates) < 2):
             predicates.append(operands.pop(0))
-    if predicates and not destinations and operands and not i.base.endswith(("SETP", "PLOP3", "VOTE", "VOTEU")):
-        if match := re.fullmatch(r"(U?R)(\d+|Z)", operands[0]):  # LOP3 sets a predicate, then a register
-            destinations = [operands.pop(0)]
+    only_predicates = i.base.endswith(("SETP", "PLOP3", "VOTE", "VOTEU"))
+    if predicates and not destinations and not only_predicates and re.fullmatch(r"U?R(\d+|Z)", operands[0]):
+        destinations = [operands.pop(0)]  # LOP3 sets a predicate, then a register
     sources = [o for o in operands if not _is_predicate(o)]
     return destinations, predicates, sources, [o for o in operands if _is_predicate(o)]
 
