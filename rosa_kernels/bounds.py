@@ -44,20 +44,21 @@ class Floors(NamedTuple):
 
 
 def argument_words(signature: dict[str, str], arguments: dict[str, Any], arch: str) -> dict[int, int]:
-    """A launch's whole-number arguments as words by their address in constant bank 0, for `walk`.
+    """A launch's arguments as words by their address in constant bank 0, for `walk`.
 
-    `signature` gives the types as Triton has them, such as "i32", in the kernel's order. Pointers stay unknown.
+    `signature` gives the types as Triton has them, such as "i32", in the kernel's order. Each tensor lies by itself, at
+    a multiple of 2^48.
     """
     major = int(arch.removeprefix("sm_")) // 10
     address = 0x160 if major < 9 else 0x210 if major == 9 else 0x380  # where the driver puts a kernel's arguments
     words = {}
-    for name, kind in signature.items():
+    for i, (name, kind) in enumerate(signature.items()):
         if kind == "constexpr":
             continue
+        value = i << 48 if kind.startswith("*") else arguments[name]
         size = 4 if kind == "i32" else 8
         address += -address % size
-        if not kind.startswith("*"):
-            words |= {address + 4 * n: arguments[name] >> 32 * n & 0xFFFFFFFF for n in range(size // 4)}
+        words |= {address + 4 * n: value >> 32 * n & 0xFFFFFFFF for n in range(size // 4)}
         address += size
     return words
 

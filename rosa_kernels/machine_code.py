@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z]\w*(?:\.\w+)*)\s*([^;]*?)\s*;", re.MULTILINE)
@@ -40,6 +41,11 @@ class Instruction(NamedTuple):
         return next((kind for kind, pattern in _KIND_OF.items() if pattern.fullmatch(self.base)), None)
 
     @property
+    def jumps(self) -> bool:
+        """Whether it may go on elsewhere than at the next one. (BRA.DIV does where threads are apart, not here.)"""
+        return self.base in ("BRA", "CALL", "RET", "EXIT") and not self.name.startswith("BRA.DIV")
+
+    @property
     def bytes(self) -> int:
         """Bytes that a thread loads, stores or exchanges; 0 for what touches no memory."""
         if self.kind not in ("load", "store", "shared", "shuffle", "local", "atomic"):
@@ -62,6 +68,16 @@ class Instruction(NamedTuple):
             return 2 * m * n * k // 4
         shape = re.search(r"\.(\d{3,})\b", self.name).group(1)  # 1688 or 16816: all have 8 columns
         return 2 * 16 * 8 * int(shape[3:])
+
+
+class Operands(NamedTuple):
+    """An instruction's operands by their part: registers and predicates that it sets, sources and predicates that it
+    reads."""
+
+    registers: tuple[str, ...]
+    predicates: tuple[str, ...]
+    sources: tuple[str, ...]
+    conditions: tuple[str, ...]
 
 
 class Loop(NamedTuple):
@@ -87,9 +103,47 @@ def instructions(sass: str) -> list[Instruction]:
     return found
 
 
+def is_predicate(operand: str) -> bool:
+    """Whether an operand is a predicate, such as P0, !UP1 or PT."""
+    return re.fullmatch(r"!?U?P(\d|T)", operand) is not None
+
+
+@cache
+def operands(i: Instruction) -> Operands:
+    """Sorts the operands: first come the register and the predicates that are set, in either order."""
+    given = list(i.operands)
+    if i.base == "R2P":  # sets any of them
+        return Operands((), tuple(f"P{n}" for n in range(7)), tuple(given), ())
+    registers: tuple[str, ...] = ()
+    predicates = []
+    most = 0 if i.base.endswith(("SEL", "MNMX")) else 1 if i.base.startswith("VOTE") else 2
+    sets_register = not i.base.endswith(("SETP", "PLOP3")) and not i.base.startswith(("ST", "RED"))
+    while given:
+        if is_predicate(given[0]) and len(predicates) < most:
+            predicates.append(given.pop(0))
+        elif sets_register and not registers and (match := re.fullmatch(r"(U?R)(\d+|Z)", given[0])):
+            first = given.pop(0)
+            registers = (first,)
+            if match[2] != "Z":
+                registers = tuple(f"{match[1]}{int(match[2]) + n}" for n in range(_words_set(i)))
+        else:
+            break
+    registers = tuple(r for r in registers if not r.endswith("Z"))
+    sources = tuple(o for o in given if not is_predicate(o))
+    return Operands(registers, tuple(predicates), sources, tuple(o for o in given if is_predicate(o)))
+
+
+def _words_set(i: Instruction) -> int:
+    """How many registers an instruction sets from the one that it names on."""
+    modifiers = {*i.name.split(".")}
+    if i.kind == "tensor" or modifiers & {"128", "M88", "MT88"}:
+        return 4
+    return 2 if modifiers & {"64", "WIDE", "F64"} or (i.base == "CS2R" and "32" not in modifiers) else 1
+
+
 def target(instruction: Instruction) -> int | None:
     """Where an instruction may jump to by its text; None for one that goes on to the next."""
-    if instruction.base not in ("BRA", "CALL"):
+    if not instruction.jumps or instruction.base in ("EXIT", "RET"):
         return None
     return int(next(o for o in instruction.operands if o.startswith("0x")), 16)
 

@@ -30,10 +30,10 @@ Registers and spilled bytes of a thread, shared memory of a program in bytes, wi
 bytes moved for a token in bfloat16, and the time of that at the card's datasheet bandwidth, the kernel's floor.
 Compiled here, not run."""
 BOUNDS_FOOTNOTE = f"""\
-Programs that a multiprocessor holds at once; warp instructions a token, all loops counted by their trips; nanoseconds a
-token that each part of the card needs at its datasheet rate, at {TOKENS} tokens: memory, issue slots, shared memory with
+Programs that a multiprocessor holds at once; warp instructions a token, loops counted by their trips; nanoseconds a
+token that each part of a card needs at its datasheet rate, at {TOKENS} tokens: memory, issue slots, shared memory and
 load/store units, tensor cores, special functions. The largest is the bound. All are floors: without latency, caches,
-bank conflicts and waiting. Chain: the trips, loop by loop, of the program that does most of them at {FEW_TOKENS} tokens."""
+bank conflicts and waiting. Chain: the trips, loop by loop, of the program that does most at {FEW_TOKENS} tokens."""
 BOUNDS_ROW = "{:26} {:13} {:6} {:>5} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7} {:>8}"
 ROW = "{:26} {:13} {:19} {:>5} {:>6} {:>6} {:>5} {:>5} {:>8} {:>8}"
 
