@@ -8,9 +8,10 @@ units, among them those of conversions.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from rosa_kernels.cards import (
     ISSUED_PER_CLOCK,
@@ -23,8 +24,8 @@ from rosa_kernels.cards import (
     Card,
     Multiprocessor,
 )
-from rosa_kernels.machine_code import instructions, loops
-from rosa_kernels.walk import WARP, Walk, walk
+from rosa_kernels.machine_code import Loop, loops
+from rosa_kernels.walk import WARP, Walk
 
 
 class Floors(NamedTuple):
@@ -41,36 +42,6 @@ class Floors(NamedTuple):
     def largest(self) -> str:
         """The part that takes longest."""
         return max((time, part) for part, time in self._asdict().items() if time is not None)[1]
-
-
-def argument_words(signature: dict[str, str], arguments: dict[str, Any], arch: str) -> dict[int, int]:
-    """A launch's arguments as words by their address in constant bank 0, for `walk`.
-
-    `signature` gives the types as Triton has them, such as "i32", in the kernel's order. Each tensor lies by itself, at
-    a multiple of 2^48.
-    """
-    major = int(arch.removeprefix("sm_")) // 10
-    address = 0x160 if major < 9 else 0x210 if major == 9 else 0x380  # where the driver puts a kernel's arguments
-    words = {}
-    for i, (name, kind) in enumerate(signature.items()):
-        if kind == "constexpr":
-            continue
-        value = i << 48 if kind.startswith("*") else arguments[name]
-        size = 4 if kind == "i32" else 8
-        address += -address % size
-        words |= {address + 4 * n: value >> 32 * n & 0xFFFFFFFF for n in range(size // 4)}
-        address += size
-    return words
-
-
-def follow(launch, signature: dict[str, str], sass: str, arch: str) -> Walk:
-    """What a launch executes of its machine code on `arch`.
-
-    Raises:
-        ValueError: a branch depends on what is not known from the launch's arguments.
-    """
-    words = argument_words(signature, launch.arguments, arch)
-    return walk(instructions(sass), words, launch.programs, launch.num_warps)
 
 
 def programs_held(registers: int, shared_bytes: int, num_warps: int, of: Multiprocessor) -> int:
@@ -110,10 +81,33 @@ def _accesses(walked: Walk, units: int) -> float:
     return total
 
 
+class Trips(NamedTuple):
+    """A loop of a launch's machine code, its trips in all programs together, and in the one that does most of them.
+
+    A program's first trip counts too. Warps do the trips of their program each.
+    """
+
+    loop: Loop
+    total: int
+    most: int
+
+
+def trips(walked: Walk) -> list[Trips]:
+    """Every loop and its trips, in the order of the machine code. A loop that was unrolled is not there."""
+    programs, visits, found = _visits_of_loops(walked)
+    return [Trips(loop, int(row @ programs), int(row.max())) for loop, row in zip(found, visits.T, strict=True)]
+
+
 def chain(walked: Walk) -> tuple[int, ...]:
-    """The trips, loop by loop, of the program that does the most of them one after the other."""
-    starts = [loop.first for loop in loops(walked.code)]
-    rows = [n for n, i in enumerate(walked.code) if i.address in starts]
-    trips = torch.stack([kind.visits[rows] for kind in walked.kinds])
-    longest = trips[trips.sum(1).argmax()].tolist()
+    """The trips, loop by loop, of the program that does the most of them one after the other; of none, one."""
+    _, visits, _ = _visits_of_loops(walked)
+    longest = visits[visits.sum(1).argmax()].tolist()
     return tuple(n for n in longest if n) or (1,)
+
+
+def _visits_of_loops(walked: Walk) -> tuple[Tensor, Tensor, list[Loop]]:
+    """Programs of each kind, how often one of each comes by the beginning of each loop, and the loops."""
+    found = loops(walked.code)
+    row = {i.address: n for n, i in enumerate(walked.code)}
+    visits = torch.stack([kind.visits for kind in walked.kinds])[:, [row[loop.first] for loop in found]]
+    return torch.tensor([kind.programs for kind in walked.kinds]), visits, found

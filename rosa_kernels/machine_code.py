@@ -159,7 +159,7 @@ def loops(code: Sequence[Instruction]) -> list[Loop]:
     """The loops, in the order of their addresses: what a jump backwards spans. One that was unrolled is not there."""
     spans: dict[int, int] = {}
     for i in code:
-        to = target(i)
+        to = target(i) if i.base == "BRA" else None
         if to is not None and to < i.address:
             spans[to] = max(i.address, spans.get(to, 0))
     bodies = {span: [i for i in code if span[0] <= i.address <= span[1]] for span in sorted(spans.items())}

@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rosa_kernels.bounds import Floors, chain, floors, follow, programs_held
+from rosa_kernels.bounds import Floors, chain, floors, programs_held
 from rosa_kernels.cards import CARDS
+from rosa_kernels.machine_code import instructions
 from rosa_kernels.shapes import SHAPES, Shape, launches, road_launches
+from rosa_kernels.walk import Walk, argument_words, walk
 
 TOKENS = 2048  # at which what a token takes is counted
 FEW_TOKENS = 460  # 2 x 230, at which the longest chain of steps is
@@ -155,10 +157,8 @@ def bounds(
 
 
 def _bound(launch, few, shape: Shape, arch: str) -> Bound:
-    compiled = compile_launch(launch, arch)
-    _, sass = disassemble(compiled.asm["cubin"])
-    registers, signature = _nvidia_usage(compiled.asm["cubin"])["registers"], specialize(launch).signature
-    walked, card = follow(launch, signature, sass, arch), CARDS[arch]
+    compiled, walked, card = compile_launch(launch, arch), walk_launch(launch, arch), CARDS[arch]
+    registers = _nvidia_usage(compiled.asm["cubin"])["registers"]
     of_all = floors(walked, TOKENS * bytes_per_token(launch, TOKENS), card)
     return Bound(
         kernel=launch.kernel.fn.__name__,
@@ -167,8 +167,19 @@ def _bound(launch, few, shape: Shape, arch: str) -> Bound:
         programs_held=programs_held(registers, compiled.metadata.shared, launch.num_warps, card.multiprocessor),
         instructions=int(walked.issued.sum()) / TOKENS,
         floors=Floors(*(None if time is None else time / TOKENS for time in of_all)),
-        chain=chain(follow(few, signature, sass, arch)),
+        chain=chain(walk_launch(few, arch)),
     )
+
+
+def walk_launch(launch, arch: str) -> Walk:
+    """What a launch executes on `arch`, of NVIDIA's: each instruction of its machine code, counted.
+
+    Raises:
+        ValueError: a branch depends on what is not known from the launch's arguments.
+    """
+    _, sass = disassemble(compile_launch(launch, arch).asm["cubin"])
+    words = argument_words(specialize(launch).signature, launch.arguments, arch)
+    return walk(instructions(sass), words, launch.programs, launch.num_warps)
 
 
 @cache

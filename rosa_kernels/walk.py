@@ -14,9 +14,9 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from functools import reduce
+from functools import cache, reduce
 from operator import or_
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,9 +43,29 @@ class Walk(NamedTuple):
     """How often, over all programs of a launch, warps issue each instruction, and threads carry it out."""
 
     code: Sequence[Instruction]
+    kinds: list[Kind]
     issued: Tensor
     threads: Tensor
-    kinds: list[Kind]
+
+
+def argument_words(signature: dict[str, str], arguments: dict[str, Any], arch: str) -> dict[int, int]:
+    """A launch's arguments as words by their address in constant bank 0, as `walk` takes them.
+
+    `signature` gives the types as Triton has them, such as "i32", in the kernel's order. Each tensor lies by itself, at
+    a multiple of 2^48.
+    """
+    major = int(arch.removeprefix("sm_")) // 10
+    address = 0x160 if major < 9 else 0x210 if major == 9 else 0x380  # where the driver puts a kernel's arguments
+    words = {}
+    for i, (name, kind) in enumerate(signature.items()):
+        if kind == "constexpr":
+            continue
+        value = i << 48 if kind.startswith("*") else arguments[name]
+        size = 4 if kind == "i32" else 8
+        address += -address % size
+        words |= {address + 4 * n: value >> 32 * n & WORD for n in range(size // 4)}
+        address += size
+    return words
 
 
 def walk(code: Sequence[Instruction], words: dict[int, int], programs: int, num_warps: int) -> Walk:
@@ -63,11 +83,11 @@ def walk(code: Sequence[Instruction], words: dict[int, int], programs: int, num_
     visits, carried = one_each.run(1)
     ways = [column.numpy().tobytes() for column in torch.cat([visits, carried]).T.contiguous()]
     numbers = Counter(ways)
-    first = {way: ways.index(way) for way in numbers}
-    every = _Threads(code, words, torch.tensor([*first.values()]), num_warps * WARP, one_each.arrivals)
-    weights = torch.tensor([numbers[way] for way in first])
-    issued, threads = (t.view(len(code), len(first), num_warps).sum(2) @ weights for t in every.run(WARP))
-    return Walk(code, issued, threads, [Kind(numbers[way], visits[:, i]) for way, i in first.items()])
+    first = torch.tensor([ways.index(way) for way in numbers])
+    every = _Threads(code, words, first, num_warps * WARP, one_each.arrivals)
+    weights = torch.tensor([*numbers.values()])
+    issued, threads = (t.view(len(code), len(first), -1).sum(2) @ weights for t in every.run(WARP))
+    return Walk(code, [Kind(int(n), visits[:, i].long()) for n, i in zip(weights, first, strict=True)], issued, threads)
 
 
 class _Threads:
@@ -96,8 +116,9 @@ class _Threads:
     def run(self, width: int) -> tuple[Tensor, Tensor]:
         """How often each instruction is visited by any of every `width` threads, and by how many whose guard lets them:
         `[instructions, threads / width]` each."""
-        visits, carried = torch.zeros(2, len(self.code), self.count // width, dtype=torch.long)
+        visits, carried = torch.zeros(2, len(self.code), self.count // width, dtype=torch.int32)
         waiting = {self.code[0].address: torch.ones(self.count, dtype=torch.bool)}
+        before = None
         for _ in range(MAX_STEPS):
             if not waiting:
                 return visits, carried
@@ -105,20 +126,21 @@ class _Threads:
             here = waiting.pop(address)
             n = self.index[address]
             instruction = self.code[n]
+            if here is not before:  # mostly the same threads go on
+                before, any_here, all_here = here, here.view(-1, width).any(1), here.view(-1, width).sum(1)
+            visits[n] += any_here
             guard = self.predicate(instruction.guard)
-            let = here if guard is None else here & (torch.as_tensor(guard) != 0)
-            visits[n] += here.view(-1, width).any(1)
-            carried[n] += let.view(-1, width).sum(1)
-            taken = None
-            if instruction.jumps:
-                taken = self.taken(instruction, here)
-                if instruction.base != "EXIT":
-                    _wait(waiting, self.destination(instruction, taken), taken)
-                here = here & ~taken
-            else:
+            let = here if instruction.guard is None or guard is None else here & (torch.as_tensor(guard) != 0)
+            carried[n] += all_here if let is here else let.view(-1, width).sum(1)
+            if not instruction.jumps:
                 self.step(instruction, let, guard)
-            if taken is None or here.any():
                 _wait(waiting, self.code[n + 1].address, here)
+                continue
+            taken = self.taken(instruction, here)
+            if instruction.base != "EXIT":
+                _wait(waiting, self.destination(instruction, taken), taken)
+            if (~taken & here).any():
+                _wait(waiting, self.code[n + 1].address, here & ~taken)
         raise ValueError(f"no end after {MAX_STEPS} steps")
 
     def taken(self, jump: Instruction, here: Tensor) -> Tensor:
@@ -152,16 +174,15 @@ class _Threads:
 
     def read(self, operand: str, n: int = 0) -> Value:
         """Word n of an operand; -x is 2^32 - x, up to 2^32."""
-        sign = operand[0] if operand[0] in "-~" else ""
-        name = operand.removeprefix(sign).removesuffix(".reuse")
-        if re.fullmatch(r"0x[0-9a-f]+", name):
-            return int(sign.replace("~", "") + name, 16) >> 32 * n & WORD
-        if match := re.fullmatch(r"(U?R)(\d+)", name):
-            value = self.registers.get(f"{match[1]}{int(match[2]) + n}")
-        elif match := re.fullmatch(r"c\[0x0\]\[0x([0-9a-f]+)\]", name):
-            value = self.words.get(int(match[1], 16) + 4 * n)
+        sign, place, number = _parsed(operand)
+        if place == "number":
+            return number >> 32 * n & WORD
+        if place == "constant":
+            value = self.words.get(number + 4 * n)
+        elif place in ("R", "UR"):
+            value = self.registers.get(f"{place}{number + n}")
         else:
-            value = self.special.get(name)
+            value = self.special.get(place)
         if value is None or not sign:
             return value
         negative = (WORD + 1 if sign == "-" else WORD) - value
@@ -183,7 +204,9 @@ class _Threads:
     def write(self, kept: dict[str, Value], names: Sequence[str], values: list[Value], who: Tensor) -> None:
         for n, name in enumerate(names):
             value, old = values[n] if n < len(values) else None, kept.get(name)
-            if not who.all() and not (value is None and old is None):
+            if value is None and old is None:
+                continue
+            if not who.all():
                 value = torch.where(who, -1 if value is None else value, -1 if old is None else old)
             kept[name] = value
 
@@ -229,17 +252,20 @@ class _Threads:
         """What the threads `who` find at the counters that they add to."""
         address, added = sources[-2:]
         place, offset = re.fullmatch(r"(?:desc\[\w+\])?\[(U?R\w+?)(?:\.64)?(?:\+(0x[0-9a-f]+))?\]", address).groups()
-        low, high, added = self.read(place), self.read(place, 1), self.read(added)
-        if low is None or high is None or not isinstance(added, int):
+        words = [self.read(place), self.read(place, 1), self.read(added)]
+        if any(word is None for word in words):
             return None
+        low, high, added = (torch.as_tensor(word).expand(self.count).tolist() for word in words)
         found = torch.full((self.count,), -1)
-        places = (torch.as_tensor(low | high << 32) + int(offset or "0", 16)).expand(self.count).tolist()
         for lane in (who & (self.thread == 0)).nonzero()[:, 0].tolist():
             program = int(self.program[lane])
+            if min(low[lane], high[lane], added[lane]) < 0:
+                continue
             if self.known_arrivals is None:
-                found[lane] = self.counters[places[lane]]
-                self.counters[places[lane]] += added
-                self.arrivals[program].append(int(found[lane]))
+                counter = (high[lane] << 32 | low[lane]) + int(offset or "0", 16)
+                self.arrivals[program].append(self.counters[counter])
+                self.counters[counter] += added[lane]
+                found[lane] = self.arrivals[program][-1]
             else:
                 found[lane] = next(self.known_arrivals[program])
         return found
@@ -262,6 +288,20 @@ class _Threads:
         match = re.fullmatch(r"\[(U?R\w+)?\+?(0x[0-9a-f]+)?\]", operand)
         base = None if match is None else self.read(match[1]) if match[1] else 0
         return base + int(match[2] or "0", 16) if isinstance(base, int) else None
+
+
+@cache
+def _parsed(operand: str) -> tuple[str, str, int]:
+    """The sign before an operand, where it stands (a number, a constant, a kind of register, or a name), which."""
+    sign = operand[0] if operand[0] in "-~" else ""
+    name = operand.removeprefix(sign).removesuffix(".reuse")
+    if re.fullmatch(r"0x[0-9a-f]+", name):
+        return "", "number", int(sign.replace("~", "") + name, 16)
+    if match := re.fullmatch(r"c\[0x0\]\[0x([0-9a-f]+)\]", name):
+        return sign, "constant", int(match[1], 16)
+    if match := re.fullmatch(r"(U?R)(\d+)", name):
+        return sign, match[1], int(match[2])
+    return sign, name, 0
 
 
 def _wait(waiting: dict[int, Tensor], address: int, who: Tensor) -> None:
