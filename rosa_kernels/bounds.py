@@ -39,9 +39,9 @@ class Floors(NamedTuple):
     special: float | None
 
     @property
-    def largest(self) -> str:
-        """The part that takes longest."""
-        return max((time, part) for part, time in self._asdict().items() if time is not None)[1]
+    def largest(self) -> str | None:
+        """The part that takes longest; None where one is unknown."""
+        return None if None in self else max(self._fields, key=self._asdict().get)
 
 
 def programs_held(registers: int, shared_bytes: int, num_warps: int, of: Multiprocessor) -> int:

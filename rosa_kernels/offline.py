@@ -273,7 +273,7 @@ def print_bounds(archs: Sequence[str]) -> None:
         for arch in archs:
             for b in bounds(shape, arch):
                 times = ("-" if time is None else f"{time:.2f}" for time in b.floors)
-                numbers = (b.programs_held, f"{b.instructions:.0f}", *times, b.floors.largest)
+                numbers = (b.programs_held, f"{b.instructions:.0f}", *times, b.floors.largest or "-")
                 print(BOUNDS_ROW.format(b.kernel, b.shape, arch, *numbers, "+".join(map(str, b.chain))))
     print(BOUNDS_FOOTNOTE)
 

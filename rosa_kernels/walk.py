@@ -25,7 +25,7 @@ from rosa_kernels.machine_code import Instruction, is_predicate, operands, targe
 from rosa_kernels.word_arithmetic import OPERATIONS, WORD
 
 WARP = 32
-MAX_STEPS = 1_000_000  # of one walk: a launch of this package takes some thousands
+MAX_STEPS = 300_000  # of one walk: a launch of this package takes some thousands
 
 Value = (
     Tensor | int | None
