@@ -12,39 +12,32 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from rosa_kernels.bounds import Floors, chain, floors, programs_held
+from rosa_kernels.cards import CARDS
+from rosa_kernels.machine_code import instructions
 from rosa_kernels.shapes import SHAPES, Shape, launches, road_launches
+from rosa_kernels.walk import Walk, argument_words, walk
 
-GIGA = 1e9
-TOKENS = 4096  # at which the bytes of a token are counted
+TOKENS = 4096  # at which what a token takes is counted
+FEW_TOKENS = 460  # 2 x 230, at which the longest chain of steps is
 ALL_LAUNCHES = (launches, road_launches)
 FOOTNOTE = """\
 Registers and spilled bytes of a thread, shared memory of a program in bytes, widest global accesses in bits;
 bytes moved for a token in bfloat16, and the time of that at the card's datasheet bandwidth, the kernel's floor.
 Compiled here, not run."""
+BOUNDS_FOOTNOTE = f"""\
+Programs that a multiprocessor holds at once; warp instructions a token, loops counted by their trips; nanoseconds a
+token that each part of a card needs at its datasheet rate, at {TOKENS} tokens: memory, issue slots, shared memory and
+load/store units, tensor cores, special functions. The largest is the bound. All are floors: without latency, caches,
+bank conflicts and waiting. Chain: the trips, loop by loop, of the program that does most at {FEW_TOKENS} tokens."""
+BOUNDS_ROW = "{:26} {:13} {:6} {:>5} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7} {:>8}"
 ROW = "{:26} {:13} {:19} {:>5} {:>6} {:>6} {:>5} {:>5} {:>8} {:>8}"
-
-
-class Card(NamedTuple):
-    """A card and its memory bandwidth in bytes per second, by its maker's datasheet."""
-
-    name: str
-    bandwidth: float
-
-
-CARDS = {
-    "sm_80": Card("A100 80GB SXM", 2039 * GIGA),
-    "sm_86": Card("RTX 3090", 936 * GIGA),
-    "sm_89": Card("RTX 4090", 1008 * GIGA),
-    "sm_90": Card("H100 SXM", 3350 * GIGA),
-    "sm_100": Card("B200", 8000 * GIGA),
-    "sm_120": Card("RTX 5090", 1792 * GIGA),
-    "gfx942": Card("MI300X", 5300 * GIGA),
-}
 
 
 POINTERS = {
@@ -95,18 +88,23 @@ def specialize(launch) -> Specialization:
     Arguments may be tuples; their parts are specialized each by itself.
     """
     constants, attributes, kinds = {}, {}, {}
-    for parameter, path, value in _leaves(launch):
-        kinds[path], constant, aligned = _specialize(parameter, value)
-        if constant:
+    for (_, path, value), (kind, is_constant, is_aligned) in zip(_leaves(launch), _specialized(launch), strict=True):
+        kinds[path] = kind
+        if is_constant:
             constants[path] = getattr(value, "value", value)
-        if aligned:  # torch aligns tensors to 16 bytes
+        if is_aligned:  # torch aligns tensors to 16 bytes
             attributes[path] = [["tt.divisibility", 16]]
     signature = {}
     for i, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
-        parts = [kinds[i, j] for j in range(len(value))] if isinstance(value, tuple) else None
-        signature[parameter.name] = kinds[(i,)] if parts is None else type(value)(*parts)
+        is_tuple = isinstance(value, tuple)
+        kind = type(value)(*(kinds[i, j] for j in range(len(value)))) if is_tuple else kinds[(i,)]
+        signature[parameter.name] = kind
     return Specialization(signature, constants, attributes)
+
+
+def _specialized(launch) -> list[tuple[str, bool, bool]]:
+    return [_specialize(parameter, value) for parameter, _, value in _leaves(launch)]
 
 
 def _leaves(launch) -> Iterator[tuple[Any, tuple[int, ...], Any]]:
@@ -174,6 +172,54 @@ def _report(launch, shape: Shape, arch: str) -> Report:
     )
 
 
+class Bound(NamedTuple):
+    """What bounds one compiled kernel on a card: floors in nanoseconds a token, warp instructions a token, how many
+    programs a multiprocessor holds, and the trips that a program does in a row at FEW_TOKENS tokens."""
+
+    kernel: str
+    shape: str
+    arch: str
+    programs_held: int
+    instructions: float
+    floors: Floors
+    chain: tuple[int, ...]
+
+
+def bounds(
+    shape: Shape, arch: str, dtype: torch.dtype = torch.bfloat16, launched: Sequence[Callable] = ALL_LAUNCHES
+) -> list[Bound]:
+    """What bounds each kernel on `arch`, a card of NVIDIA's, at a model's shape; `launched` as in `report`."""
+    pairs = [zip(of(shape, 1, TOKENS, dtype), of(shape, 1, FEW_TOKENS, dtype), strict=True) for of in launched]
+    return [_bound(launch, few, shape, arch) for pair in pairs for launch, few in pair]
+
+
+def _bound(launch, few, shape: Shape, arch: str) -> Bound:
+    compiled, walked, card = compile_launch(launch, arch), walk_launch(launch, arch), CARDS[arch]
+    registers = _nvidia_usage(compiled.asm["cubin"])["registers"]
+    of_all = floors(walked, TOKENS * bytes_per_token(launch, TOKENS), card)
+    return Bound(
+        kernel=launch.kernel.fn.__name__,
+        shape=shape.name,
+        arch=arch,
+        programs_held=programs_held(registers, compiled.metadata.shared, launch.num_warps, card.multiprocessor),
+        instructions=int(walked.issued.sum()) / TOKENS,
+        floors=Floors(*(None if time is None else time / TOKENS for time in of_all)),
+        chain=chain(walk_launch(few, arch)),
+    )
+
+
+def walk_launch(launch, arch: str) -> Walk:
+    """What a launch executes on `arch`, of NVIDIA's: each instruction of its machine code, counted.
+
+    Raises:
+        ValueError: a branch depends on what is not known from the launch's arguments.
+    """
+    _, sass = disassemble(compile_launch(launch, arch).asm["cubin"])
+    words = argument_words([kind for kind, *_ in _specialized(launch)], [value for *_, value in _leaves(launch)], arch)
+    return walk(instructions(sass), words, launch.programs, launch.num_warps)
+
+
+@cache
 def disassemble(cubin: bytes) -> tuple[str, str]:
     """Resource usage and machine code of an NVIDIA binary, by the disassembler that Triton's wheel carries."""
     import triton
@@ -250,6 +296,23 @@ def main(archs: Sequence[str]) -> None:
                 per_token = (f"{r.bytes_per_token:.0f}", f"{r.nanoseconds_per_token:.2f}")
                 print(ROW.format(r.kernel, r.shape, f"{arch} {CARDS[arch].name}", *numbers, *per_token))
     print(FOOTNOTE)
+    print_bounds([arch for arch in archs if not arch.startswith("gfx")])
+
+
+def print_bounds(archs: Sequence[str]) -> None:
+    """Prints a table of what bounds every kernel on every card of `archs`, all NVIDIA's, at every shape of SHAPES."""
+    if not archs:
+        return
+    print()
+    head = ("kernel", "shape", "card", "held", "instr", *Floors._fields, "bound", "chain")
+    print(BOUNDS_ROW.format(*head))
+    for shape in SHAPES:
+        for arch in archs:
+            for b in bounds(shape, arch):
+                times = ("-" if time is None else f"{time:.2f}" for time in b.floors)
+                numbers = (b.programs_held, f"{b.instructions:.0f}", *times, b.floors.largest or "-")
+                print(BOUNDS_ROW.format(b.kernel, b.shape, arch, *numbers, "+".join(map(str, b.chain))))
+    print(BOUNDS_FOOTNOTE)
 
 
 if __name__ == "__main__":
