@@ -67,7 +67,7 @@ class ResponseLogits:
         try:
             with torch.no_grad():
                 ordinary = computed(dict(batch))
-                with self._gathering(batch) as gathered:
+                with self.gathering(batch) as gathered:
                     alone = computed(gathered)
             same = torch.allclose(alone, ordinary, rtol=_ROUNDING, atol=0)
             self._obstacle = None if same else f"the loss would be another ({alone:.6} in place of {ordinary:.6})"
@@ -103,7 +103,7 @@ class ResponseLogits:
         if obstacle is not None or "labels" not in batch:
             yield batch
             return
-        with self._gathering(batch) as gathered:
+        with self.gathering(batch) as gathered:
             yield gathered
 
     def remove(self) -> None:
@@ -111,7 +111,8 @@ class ResponseLogits:
         self._hook.remove()
 
     @contextmanager
-    def _gathering(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def gathering(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """`of` a batch of text with labels, whatever `try_out` has found."""
         self._positions, labels = labelled(batch["labels"])
         try:
             yield {**batch, "labels": labels}
