@@ -61,7 +61,7 @@ class ResponseLogits:
         def computed(inputs: dict[str, Any]) -> Tensor:
             # It is to leave no trace: no random numbers drawn, nothing compiled for shapes that never come again.
             with torch.random.fork_rng(devices, device_type=device.type), torch.compiler.set_stance("force_eager"):
-                return loss(inputs).float()
+                return loss(inputs)
 
         known = self._decoder.register_forward_hook(_known, prepend=True)
         try:
@@ -69,8 +69,12 @@ class ResponseLogits:
                 ordinary = computed(dict(batch))
                 with self.gathering(batch) as gathered:
                     alone = computed(gathered)
-            same = torch.allclose(alone, ordinary, rtol=_ROUNDING, atol=0)
-            self._obstacle = None if same else f"the loss would be another ({alone:.6} in place of {ordinary:.6})"
+            if ordinary.dtype not in (torch.float32, torch.float64):
+                self._obstacle = f"a loss in {ordinary.dtype} does not tell whether it is the same"
+            elif torch.allclose(alone, ordinary, rtol=_ROUNDING, atol=0):
+                self._obstacle = None
+            else:
+                self._obstacle = f"the loss would be another ({alone:.6} in place of {ordinary:.6})"
         except Exception as error:  # whatever it is that the model cannot do with such a row
             self._obstacle = f"the model does not take it ({type(error).__name__}: {' '.join(str(error).split())})"
         finally:

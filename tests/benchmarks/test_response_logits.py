@@ -26,7 +26,7 @@ def test_logits_are_saved_at_every_other_position_and_the_arithmetic_of_the_outp
     before, after = (cost("tiny", lengths, alone=alone) for alone in (False, True))
     everything, labelled = ROWS * sum(lengths.tokens), ROWS * lengths.tokens[1] + 1
     saved = everything - labelled
-    # A product forward and one backward; 12 bytes a logit: two tensors in float32, the others in bfloat16.
+    # A product forward and one backward, and 12 bytes a logit that live at a time.
     arithmetic = 4 * saved * config.hidden_size * config.vocab_size
     assert before.flops - after.flops == arithmetic
     assert Cost(0, before.logits_bytes - after.logits_bytes) == Cost(0, 12 * saved * config.vocab_size)

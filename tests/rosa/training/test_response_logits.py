@@ -1,5 +1,6 @@
 """Logits of the response alone: the same training as with all logits, for every kind of output layer and batch."""
 
+import json
 import warnings
 
 import pytest
@@ -9,8 +10,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import rosa
+from rosa.training.finetune import finetune
+from rosa.training.finetune_arguments import parse
 from rosa.training.selective_trainer import SelectiveTrainer
 from tests.rosa import families
+from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
 
 LENGTHS = [(3, 9), (7, 12), (2, 4), (5, 11), (1, 6), (6, 7), (4, 12), (3, 5)]  # of prompts, and of all
 
@@ -218,6 +222,7 @@ def loss_of_the_users(outputs, labels, num_items_in_batch=None):
 @pytest.mark.parametrize(
     ("family", "options", "reason"),
     [
+        ("xlnet", dict(dtype=torch.bfloat16), "a loss in torch.bfloat16 does not tell"),  # and is not shifted either
         ("mbart", {}, "the loss would be another"),  # its labels are not shifted
         ("llama4_text", {}, "the model does not take it .AttributeError"),  # does not tell its decoder
         ("llama", dict(data_collator=with_more), "a batch has token_type_ids beside its text"),
@@ -225,8 +230,11 @@ def loss_of_the_users(outputs, labels, num_items_in_batch=None):
     ],
 )
 def test_where_it_does_not_fit_all_logits_are_computed_and_it_is_said_once(tmp_path, family, options, reason):
+    dtype = options.get("dtype", torch.float32)
+    options = {name: option for name, option in options.items() if name != "dtype"}
+
     def run(**more):
-        return train(families.make_model(family), tmp_path, **options, **more)
+        return train(families.make_model(family).to(dtype), tmp_path, **options, **more)
 
     with pytest.warns(UserWarning, match=f"logits are computed at every position.*{reason}") as warned:
         ours, gradients, given = run()
@@ -265,3 +273,19 @@ def test_the_course_is_that_of_transformers_own_trainer(make_model, tmp_path):
     ours, _, _ = train(make_model(attention_dropout=0.2), tmp_path)
     theirs, _, _ = train(make_model(attention_dropout=0.2), tmp_path, trainer=Trainer)
     torch.testing.assert_close(losses(ours), losses(theirs), rtol=1e-5, atol=0)
+
+
+def test_rosa_train_takes_it_as_an_option(tmp_path):
+    data = [{"instruction": f"Add {i} and {i}.", "output": str(2 * i)} for i in range(8)]
+    tokenizer = tiny_tokenizer(row["instruction"] + row["output"] for row in data)
+    tokenizer.save_pretrained(tmp_path / "base")
+    tiny_model(len(tokenizer)).save_pretrained(tmp_path / "base")
+    (tmp_path / "rows.json").write_text(json.dumps(data))
+    files = {"model": tmp_path / "base", "data": tmp_path / "rows.json", "output": tmp_path / "out"}
+    options = dict(max_steps=2, rank=4, use_cpu=True, overwrite=True)
+    made = {}
+    for more in ({}, dict(response_logits=False)):
+        words = [str(word) for name, value in (files | options | more).items() for word in (f"--{name}", value)]
+        trainer = finetune(*parse(words))
+        made[trainer.response_logits] = trainer.state.log_history[-1]["train_loss"]
+    assert made[True] == pytest.approx(made[False], rel=1e-5)
