@@ -22,6 +22,7 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 COUNTED = RESULTS / "counted" / "decoder_layer.json"  # of `python -m benchmarks.static --save`
 MIXED = RESULTS / "counted" / "mixed_batch.json"  # of `python -m benchmarks.mixed_batch --save`
+RESPONSE_LOGITS = RESULTS / "counted" / "response_logits.json"  # of `python -m benchmarks.response_logits --save`
 TEXTS = ("group", "provider", "mode", "shape")
 LABELS = (*TEXTS, "batch", "seq")
 ERRORS = ("output_max_abs", "output_relative_l2", "gradient_max_abs", "gradient_relative_l2")
@@ -37,6 +38,7 @@ NUMBERS = {
     "matmul": ("milliseconds", "flops"),
     "mixed_batch": ("milliseconds", "tokens_per_second"),
     "mixed_batch_counted": ("adapters", "launches"),
+    "response_logits": ("flops", "logits_bytes", "labelled"),
     "counted": ("forward", "backward", "saved_per_token", "saved_besides"),
 }
 PACKAGES = ("torch", "triton", "transformers", "peft", "liger_kernel")

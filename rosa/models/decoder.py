@@ -81,7 +81,7 @@ def decoder_layers(model: nn.Module) -> list[DecoderLayer]:
     Raises:
         UnsupportedModelError: the model has no such list.
     """
-    decoder = _text_decoder(model)
+    decoder = text_decoder(model)
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     lists: dict[str, list[DecoderLayer]] = {}
     for name, modules in decoder.named_modules(prefix=prefix):
@@ -109,8 +109,9 @@ def rotary_functions(module_class: type[nn.Module]) -> RotaryFunctions | None:
     return RotaryFunctions(forward.__globals__, names) if names else None
 
 
-def _text_decoder(model: nn.Module) -> nn.Module:
-    """The part of the model that decodes text, where transformers tells: not the vision tower of a multimodal one."""
+def text_decoder(model: nn.Module) -> nn.Module:
+    """The part of the model that decodes text, where transformers tells: not the vision tower of a multimodal one. The
+    model itself, where it does not tell."""
     for module in model.modules():
         decoder = module.get_decoder() if hasattr(module, "get_decoder") else None
         if decoder is not None and any(isinstance(m, nn.ModuleList) for m in decoder.modules()):

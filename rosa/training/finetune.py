@@ -83,6 +83,7 @@ def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrain
             args,
             dls=job.layer_selection(args.seed),
             norm_learning_rate=job.norm_learning_rate,
+            response_logits=job.response_logits,
             made_with=made,
             train_dataset=train_data,
             eval_dataset=val_data,

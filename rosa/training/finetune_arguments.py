@@ -72,6 +72,7 @@ class FinetuneArguments:
     )
     peft: str | None = _option(None, "JSON: settings of the baseline other than the paper's, as peft names them")
     train_on_prompt: bool = _option(False, "learn the prompt too, not the response alone")
+    response_logits: bool = _option(True, "compute logits where a label is to be predicted, and nowhere else")
     resume: bool = _option(False, "continue from the last complete checkpoint of --output, if there is one")
     overwrite: bool = _option(False, "replace the adapter and the checkpoints in --output")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from rosa.selection.log import LogSelections
 from rosa.selection.optimizer import DynamicLayerSelection
 from rosa.selection.zero import check_optimizer_is_used, layer_groups
 from rosa.storage.files import replace_text
+from rosa.training.response_logits import ResponseLogits
 from rosa.training.resuming import MADE_WITH_NAME, fault, last_checkpoint, unloadable_told, unsaved_told
 from rosa.training.speed import Speed
 
@@ -40,6 +42,9 @@ class SelectiveTrainer(Trainer):
             own.
         norm_learning_rate (float, optional): the learning rate of the decoder layers' norms, which follows the schedule
             too; None gives them that of all else.
+        response_logits (bool): in training, compute logits at positions whose next token has a label, and at no other.
+            Loss and gradients are the same but for rounding. The first step tries it out; where it is not exact, and
+            for batches of more than text, all logits are computed, with a warning. Evaluation always has them all.
         made_with (mapping, optional): what JSON can hold, written into every checkpoint as `made_with.json`; on the
             process that saves.
         **kwargs: Trainer's other arguments.
@@ -59,12 +64,15 @@ class SelectiveTrainer(Trainer):
         *,
         dls: Mapping[str, Any] | None = None,
         norm_learning_rate: float | None = None,
+        response_logits: bool = True,
         made_with: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
         if norm_learning_rate is not None and not (math.isfinite(norm_learning_rate) and norm_learning_rate > 0):
             raise ValueError(f"norm_learning_rate must be a number above 0, got {norm_learning_rate}")
         self.dls, self.norm_learning_rate, self.made_with = dls, norm_learning_rate, made_with
+        self.response_logits = response_logits
+        self._response: ResponseLogits | None = None  # while training lasts
         super().__init__(model, args, **kwargs)
         if self.is_deepspeed_enabled and dls is not None:
             check_optimizer_is_used(self.accelerator.state.deepspeed_plugin.deepspeed_config)
@@ -101,6 +109,9 @@ class SelectiveTrainer(Trainer):
         finally:
             if self.layer_selection is not None:
                 self.layer_selection.unfreeze()
+            if self._response is not None:
+                self._response.remove()
+            self._response, self.is_in_train = None, False  # after an error too
 
     def _check_checkpoint(self, checkpoint: Path) -> None:
         """Raises ValueError where training cannot go on from a checkpoint."""
@@ -187,6 +198,35 @@ class SelectiveTrainer(Trainer):
             raise ValueError(
                 f"lr_scheduler_kwargs {given} do not fit the schedule {self.args.lr_scheduler_type}: {error}"
             ) from error
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        ordinary = functools.partial(super().compute_loss, model, num_items_in_batch=num_items_in_batch)
+        if return_outputs or not (self.is_in_train and self.response_logits):
+            return ordinary(inputs, return_outputs)
+        if self._response is None:
+            self._response = ResponseLogits(model)
+            obstacle = self._wants_all_logits()
+            if obstacle is None:
+                self._response.try_out(ordinary, self.args.device)
+            else:
+                self._response.leave(obstacle)
+        with self._response.of(inputs) as inputs:
+            return ordinary(inputs)
+
+    def _wants_all_logits(self) -> str | None:
+        """What in this Trainer wants the logits of every position, or has each process see a part of a batch alone."""
+        if self.compute_loss_func is not None:
+            return "compute_loss_func may read any of them"
+        parallel = getattr(self.accelerator, "parallelism_config", None)
+        if self.args.n_gpu > 1 or (parallel is not None and (parallel.cp_enabled or parallel.sp_enabled)):
+            return "batches are split between devices within a step"
+        return None
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)

@@ -36,9 +36,27 @@ def make(method="rosa"):
     return make_patched(config=rosa.RosaConfig(rank=4, adapter_dtype="float64"), dtype=torch.float64)
 
 
-def make_trainer(folder, *, method="rosa", world=1, dls=None, **arguments):
+def responses(rows):
+    """Labels of the last one to seven tokens of nine, so that ranks have different numbers of them."""
+    lengths = 1 + torch.arange(len(rows)) * 5 % 7
+    return torch.where(torch.arange(9) < 9 - lengths[:, None], -100, rows)
+
+
+class CountLogits:
+    """The number of rows that a model's output layer is given, batch by batch, in training."""
+
+    def __init__(self, model):
+        self.rows = []
+        model.lm_head.register_forward_pre_hook(self.count)
+
+    def count(self, head, args):
+        if torch.is_grad_enabled():
+            self.rows.append(args[0].shape[:-1].numel())
+
+
+def make_trainer(folder, *, method="rosa", world=1, dls=None, response_logits=True, **arguments):
     rows = torch.randint(3, 96, (64, 9), generator=torch.Generator().manual_seed(5))
-    data = [{"input_ids": row, "labels": row} for row in rows]
+    data = [{"input_ids": row, "labels": label} for row, label in zip(rows, responses(rows), strict=True)]
     settings = dict(
         output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=GLOBAL_BATCH // world, save_steps=3,
         logging_steps=1, learning_rate=1e-2, report_to=[], disable_tqdm=True, use_cpu=True, seed=11,
@@ -49,7 +67,8 @@ def make_trainer(folder, *, method="rosa", world=1, dls=None, **arguments):
         # Accelerate turns FSDP on for accelerators only, and runs DDP on a CPU without a word.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     dls = "auto" if method == "road" else {"interval": 5} | (dls or {})
-    return rosa.RosaTrainer(make(method), arguments, dls=dls, train_dataset=data)
+    options = dict(dls=dls, response_logits=response_logits)
+    return rosa.RosaTrainer(make(method), arguments, train_dataset=data, **options)
 
 
 def values(trainer):
@@ -68,6 +87,7 @@ def die(control):
 def main(folder, *, stop_at=None, resume=False, die_at=None, poison_at=None, **options):
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     trainer = make_trainer(folder, world=world, **options)
+    logits = CountLogits(trainer.model)
     if stop_at:
         trainer.add_callback(At(stop_at, stop))
     if die_at and rank == 1:
@@ -82,6 +102,7 @@ def main(folder, *, stop_at=None, resume=False, die_at=None, poison_at=None, **o
     made = {
         "values": values(trainer),
         "history": trainer.layer_selection.history if trainer.layer_selection else [],
+        "logits": logits.rows,
         "engine": str(trainer.accelerator.distributed_type),
     }
     torch.save(made, f"{folder}/rank{rank}.pt")

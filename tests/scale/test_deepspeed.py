@@ -125,7 +125,7 @@ def trained_alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finetune")
     make_model().save_pretrained(folder / "base")
     for method in ("road", "rosa"):
-        trainer = make_trainer(folder, method, method=method)
+        trainer = make_trainer(folder, method, method=method, response_logits=False)
         trainer.train()
         trainer.save_model()
     return folder, trainer.layer_selection.history
@@ -142,6 +142,7 @@ def test_rosa_trainer_under_zero_stops_resumes_and_saves_what_one_process_does(l
             made = torch.load(under_zero / f"rank{rank}.pt", weights_only=True)
             assert [selection[:3] for selection in made["history"]] == [selection[:3] for selection in expected]
             assert "load the adapter before deepspeed.initialize" in made["error"]
+            assert len(made["logits"]) == 6 and max(made["logits"]) <= 2 * 7 + 1  # of the responses alone
         alone, ours = (load_file(place / WEIGHTS_NAME) for place in (folder / method, under_zero))
         assert alone.keys() == ours.keys()
         for name, value in alone.items():

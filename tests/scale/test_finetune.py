@@ -45,9 +45,21 @@ def test_a_run_goes_on_under_any_other_engine(relay, tmp_path, method):
     ours, theirs = values(resumed), values(straight)
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-9, atol=1e-11)
+    ordinary = make_trainer(tmp_path / "ordinary", method=method, response_logits=False)
+    ordinary.train()
+    for name, value in values(ordinary).items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-6)  # transformers' loss is in float32
     start = values(make_trainer(tmp_path, method=method))
     assert not any(torch.equal(theirs[name], start[name]) for name in theirs if ".road." in name)
     assert not all(torch.equal(theirs[name], start[name]) for name in theirs)
+
+
+@CPU_BUILD
+@pytest.mark.parametrize("method", METHODS)
+def test_each_rank_computes_the_logits_of_its_responses_alone(relay, method):
+    for ranks in relay[method][1].values():
+        rows = [rank["logits"] for rank in ranks]
+        assert rows[0] != rows[1] and max(map(max, rows)) <= 2 * 7 + 1
 
 
 @CPU_BUILD

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArgument
 
 import rosa
 from rosa.training.processes import leave_process_groups
+from tests.scale.finetune import CountLogits, responses
 
 STEPS, STOP, GLOBAL_BATCH = 12, 6, 4
 
@@ -25,7 +26,7 @@ class StopAt(TrainerCallback):
 METHODS = {"rosa": (rosa.RosaConfig(rank=4), {"interval": 4}), "road": (rosa.RoadConfig(), "auto")}
 
 
-def make_trainer(folder, output, *, method="rosa", world=1, deepspeed=None, stop=STEPS):
+def make_trainer(folder, output, *, method="rosa", world=1, deepspeed=None, stop=STEPS, response_logits=True):
     arguments = TrainingArguments(
         output_dir=f"{folder}/{output}", max_steps=STEPS, per_device_train_batch_size=GLOBAL_BATCH // world,
         save_steps=STOP, logging_steps=1, learning_rate=1e-2, report_to=[], disable_tqdm=True, use_cpu=True, seed=11,
@@ -36,8 +37,9 @@ def make_trainer(folder, output, *, method="rosa", world=1, deepspeed=None, stop
     adapter, dls = METHODS[method]
     rosa.patch(model, adapter)
     rows = torch.randint(3, 96, (64, 9), generator=torch.Generator().manual_seed(5))
-    data = [{"input_ids": row, "labels": row} for row in rows]
-    return rosa.RosaTrainer(model, arguments, dls=dls, train_dataset=data, callbacks=[StopAt(stop)])
+    data = [{"input_ids": row, "labels": label} for row, label in zip(rows, responses(rows), strict=True)]
+    options = dict(dls=dls, response_logits=response_logits)
+    return rosa.RosaTrainer(model, arguments, train_dataset=data, callbacks=[StopAt(stop)], **options)
 
 
 def config(stage):
@@ -55,10 +57,14 @@ def main(folder, stage):
         zero = dict(method=method, world=int(os.environ["WORLD_SIZE"]), deepspeed=config(stage))
         make_trainer(folder, output, stop=STOP, **zero).train()
         resumed = make_trainer(folder, output, **zero)
+        logits = CountLogits(resumed.model)
         resumed.train(resume_from_checkpoint=True)
         resumed.save_model()
         selection = resumed.layer_selection
-        made = {"history": [] if selection is None else [tuple(selection) for selection in selection.history]}
+        made = {
+            "history": [] if selection is None else [tuple(selection) for selection in selection.history],
+            "logits": logits.rows,
+        }
         try:
             rosa.load_adapter(resumed.model, f"{folder}/{output}/checkpoint-{STOP}")
         except ValueError as error:
