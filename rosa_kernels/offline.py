@@ -70,7 +70,8 @@ class Report(NamedTuple):
 
 def bytes_per_token(launch, tokens: int) -> float:
     """Bytes a launch moves for each of `tokens`: every tensor once, as little as any version of it can."""
-    tensors = {id(t): t for _, _, t in _leaves(launch) if isinstance(t, torch.Tensor)}
+    leaves = torch.utils._pytree.tree_leaves(launch.arguments)
+    tensors = {id(t): t for t in leaves if isinstance(t, torch.Tensor)}
     return sum(t.numel() * t.element_size() for t in tensors.values()) / tokens
 
 

@@ -39,7 +39,8 @@ MAX_RANK = 256  # a latent is held whole
 MAX_WEIGHT_TILE = 64 * 128  # low-frequency pairs by ranks, in shared memory: more would not fit every card's
 BLOCK_S = 32  # columns of S at a time, for Eq. 3: 64 take 158 registers
 # Pairs of 32 tokens that a program's registers hold without spills, those of low frequency counted three times (they,
-# their signal and its gradient). With more a program does 16 tokens.
+# their signal and its gradient). With more a program does 16 tokens, and with more than twice as many it has twice the
+# warps.
 PAIRS_OF_32_TOKENS = 112
 
 
@@ -62,7 +63,7 @@ def forward_launch(
     key_latent = latent.new_empty(tokens, latent.shape[1] if store and grouped else 0)
     key_parts = _key_parts(blocks, up.shape[0]) if grouped else 0
     shared = isinstance(key_parts, int) and key_parts > 1  # not asked of symbolic sizes: they want the outputs alone
-    part = shape.BLOCK_T.value * shape.BLOCK_R.value
+    part = shape.BLOCK_T * shape.BLOCK_R
     heads_per_program = _heads_per_program(blocks, q.shape[1])
     arguments = dict(
         q=heads_argument(q), k=heads_argument(k), q_out=heads_argument(q_out), k_out=heads_argument(k_out),
@@ -72,10 +73,10 @@ def forward_launch(
         arrived=q.new_zeros(blocks, dtype=torch.int32) if shared else q.new_empty(0, dtype=torch.int32),
         heads_per_program=heads_per_program, key_parts=key_parts, keys_ahead_below=KEYS_AHEAD_BELOW,
         GROUPED=grouped, STORE=store,
-        **_common(q, rotary, alpha, shape),
+        **_common(q, rotary, alpha),
     )  # fmt: skip
     programs = blocks * (triton.cdiv(q.shape[1], heads_per_program) + key_parts)
-    return Launch(roae_forward_kernel, programs, NUM_WARPS, arguments, (q_out, k_out, low, key_latent))
+    return _launch(roae_forward_kernel, programs, shape, arguments, (q_out, k_out, low, key_latent))
 
 
 def backward_keys_launch(
@@ -90,7 +91,7 @@ def backward_keys_launch(
     rotary = rotary_argument(cos, sin)
     shape = _shape(dk_out, dk_out, rotary, key_latent, gqa_up.shape[0], interleaved)
     # All heads in one program: small blocks, so that there are enough of them.
-    shape = shape._replace(HEADS=tl.constexpr(heads), BLOCK_T=tl.constexpr(MIN_DOT))
+    shape = shape._replace(HEADS=heads, BLOCK_T=MIN_DOT)
     tokens, blocks = _tokens(dk_out, shape)
     dk = empty_heads(dk_out, sequence_major) if need_dx else dk_out.new_empty(0)
     dkey_latent = key_latent.new_empty(tokens, key_latent.shape[1] if need_du else 0)
@@ -98,9 +99,9 @@ def backward_keys_launch(
     arguments = dict(
         dk_out=heads_argument(dk_out), dk=heads_argument(dk), gqa_up=gqa_up, low=low, key_latent=key_latent,
         dkey_signal=dkey_signal, dkey_latent=dkey_latent, NEED_DX=need_dx, NEED_DU=need_du, NEED_DGQA=need_dgqa,
-        **_common(dk_out, rotary, alpha, shape),
+        **_common(dk_out, rotary, alpha),
     )  # fmt: skip
-    return Launch(roae_backward_keys_kernel, blocks, NUM_WARPS, arguments, (dk, dkey_latent, dkey_signal))
+    return _launch(roae_backward_keys_kernel, blocks, shape, arguments, (dk, dkey_latent, dkey_signal))
 
 
 def backward_launch(
@@ -129,10 +130,10 @@ def backward_launch(
         low=low, dkey_latent=dkey_latent if grouped else latent, du=du, signal=signal,
         heads_per_program=heads_per_program,
         GROUPED=grouped, NEED_DX=need_dx, NEED_DU=need_du, NEED_DGQA=need_dgqa,
-        **_common(dq_out, rotary, alpha, shape),
+        **_common(dq_out, rotary, alpha),
     )  # fmt: skip
     programs = blocks * triton.cdiv(dq_out.shape[1], heads_per_program)
-    return Launch(roae_backward_kernel, programs, NUM_WARPS, arguments, (dq, dk, du, signal))
+    return _launch(roae_backward_kernel, programs, shape, arguments, (dq, dk, du, signal))
 
 
 def _shape(q: Tensor, k: Tensor, rotary: Rotary, latent: Tensor, columns: int, interleaved: bool) -> Shape:
@@ -143,21 +144,34 @@ def _shape(q: Tensor, k: Tensor, rotary: Rotary, latent: Tensor, columns: int, i
     split = max(0, pairs - block_low)
     block_high = triton.next_power_of_2(max(1, split))
     block_rest = triton.next_power_of_2(max(1, head_dim - 2 * pairs))
-    held = (max(block_high, block_rest) + 3 * block_low) * (2 if interleaved else 1)
-    return Shape(*map(tl.constexpr, Shape(
+    shape = Shape(
         HEADS=heads, KEY_HEADS=k.shape[1], HEAD_DIM=head_dim, PAIRS=pairs, LOW_PAIRS=low_pairs, SPLIT=split,
         RANK=latent.shape[1], INTERLEAVED=interleaved, ROTARY_STEP=rotary.cos.stride(1),
-        BLOCK_T=(32 if held <= PAIRS_OF_32_TOKENS else MIN_DOT) * NUM_WARPS // 4,
-        BLOCK_HIGH=block_high, BLOCK_LOW=block_low, BLOCK_REST=block_rest,
+        BLOCK_T=MIN_DOT, BLOCK_HIGH=block_high, BLOCK_LOW=block_low, BLOCK_REST=block_rest,
         BLOCK_R=max(MIN_DOT, triton.next_power_of_2(latent.shape[1])), BLOCK_S=BLOCK_S, HEAD_STAGES=HEAD_STAGES,
         COMPUTE=getattr(tl, str(_compute(q.dtype)).removeprefix("torch.")), DOT=_dot_dtype(latent),
-    )))  # fmt: skip
+    )  # fmt: skip
+    if _held(shape) <= PAIRS_OF_32_TOKENS:
+        shape = shape._replace(BLOCK_T=32 * NUM_WARPS // 4)
+    return shape
 
 
-def _common(q: Tensor, rotary: Rotary, alpha: float, shape: Shape) -> dict[str, Any]:
+def _held(shape: Shape) -> int:
+    """Pairs of a token that a program holds."""
+    pairs = max(shape.BLOCK_HIGH, shape.BLOCK_REST) + 3 * shape.BLOCK_LOW
+    return 2 * pairs if shape.INTERLEAVED else pairs
+
+
+def _launch(kernel: Any, programs: int, shape: Shape, arguments: dict[str, Any], outputs: tuple[Tensor, ...]) -> Launch:
+    num_warps = NUM_WARPS if _held(shape) <= 2 * PAIRS_OF_32_TOKENS else 2 * NUM_WARPS
+    arguments["shape"] = Shape(*map(tl.constexpr, shape))
+    return Launch(kernel, programs, num_warps, arguments, outputs)
+
+
+def _common(q: Tensor, rotary: Rotary, alpha: float) -> dict[str, Any]:
     """The arguments that all kernels share."""
     batch, _, seq, _ = q.shape
-    return dict(rotary=rotary, alpha=alpha, tokens=batch * seq, seq=seq, cos_rows=rotary.cos.shape[0], shape=shape)
+    return dict(rotary=rotary, alpha=alpha, tokens=batch * seq, seq=seq, cos_rows=rotary.cos.shape[0])
 
 
 def _compute(dtype: torch.dtype) -> torch.dtype:
@@ -174,7 +188,7 @@ def _dot_dtype(latent: Tensor) -> tl.dtype:
 def _tokens(q: Tensor, shape: Shape) -> tuple[int, int]:
     """The number of tokens, and of blocks of them."""
     tokens = q.shape[0] * q.shape[2]
-    return tokens, triton.cdiv(tokens, shape.BLOCK_T.value)
+    return tokens, triton.cdiv(tokens, shape.BLOCK_T)
 
 
 # Written without a branch on the tokens, by which torch.compile would make a graph for each outcome.

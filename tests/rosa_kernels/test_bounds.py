@@ -203,3 +203,39 @@ def test_bytes_and_operations_of_the_kernels_are_those_of_their_shapes():
     query, key = 2 * 28 * 32 * rank, 2 * 4 * 32 * rank
     for kernel, least in (("forward", 3 * query + key), ("backward_keys", 2 * key), ("backward", 2 * query)):
         assert least <= rows[f"roae_{kernel}"][2] <= 4 * least, kernel
+
+
+TARGETS = """
+import sys
+from rosa_kernels.bounds import chain, programs_held, trips
+from rosa_kernels.cards import CARDS
+from rosa_kernels.offline import SHAPES, compile_launch, launches, walk_launch, _nvidia_usage
+arch = sys.argv[1]
+for shape in SHAPES:
+    for launch in launches(shape, 1, 460):
+        kernel = launch.kernel.fn.__name__
+        if kernel not in ("roae_forward_kernel", "roae_backward_kernel"):
+            continue
+        compiled, walked = compile_launch(launch, arch), walk_launch(launch, arch)
+        blocks = -(-460 // launch.arguments["shape"].BLOCK_T.value)
+        heads = [t.loop.counts for t in trips(walked) if t.total == shape.heads * blocks and t.loop.counts["store"]]
+        usage = _nvidia_usage(compiled.asm["cubin"])
+        held = programs_held(usage["registers"], compiled.metadata.shared, 4, CARDS[arch].multiprocessor)
+        counts = [heads[-1][kind] for kind in ("all", "tensor", "barrier")]
+        print(shape.name, kernel, usage["spill_bytes"], held, *counts, *chain(walked))
+"""
+# Of one head of one product for each part of a pair, of which four warps did half twice over, at 32 tokens.
+TWO_PRODUCTS = {"roae_forward_kernel": (430, 32, 16), "roae_backward_kernel": (720, 64, 30)}
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90"])
+def test_a_head_of_roae_takes_few_instructions_and_barriers_and_its_keys_few_steps(arch):
+    rows = run("-c", TARGETS, arch)
+    assert len(rows) == 6
+    for shape, kernel, *numbers in rows:
+        spilled, held, instructions, products, barriers, *steps = map(int, numbers)
+        most, products_before, barriers_before = TWO_PRODUCTS[kernel]
+        assert spilled == 0 and held >= 3 and instructions <= most, (shape, kernel, numbers)
+        # Gemma-2's programs have 16 tokens, of which nothing was done twice.
+        assert products <= products_before / 2 and barriers <= barriers_before / 2, (shape, kernel, numbers)
+        assert max(steps) <= 8, (shape, kernel, numbers)
