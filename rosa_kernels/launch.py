@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
+
+from rosa_kernels.kept import run_launch
 
 NUM_STAGES = 1  # no software pipelining: its copies in shared memory cost more programs at a time than they gain
 
@@ -22,12 +23,28 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]
     outputs: tuple[Tensor, ...]
 
+    def launch(self) -> Any:
+        """Launch on the tensors' own device (not necessarily the current one) and return the compiled kernel, None
+        where there is none: of no programs, or in the interpreter."""
+        if not self.programs:
+            return None
+        with torch.cuda.device_of(self.outputs[0]):
+            return self.kernel[(self.programs,)](**self.arguments, num_warps=self.num_warps, num_stages=NUM_STAGES)
+
     def run(self) -> tuple[Tensor, ...]:
-        """Launch on the tensors' own device (not necessarily the current one) and return the outputs."""
-        if self.programs:
-            with torch.cuda.device_of(self.outputs[0]):
-                self.kernel[(self.programs,)](**self.arguments, num_warps=self.num_warps, num_stages=NUM_STAGES)
+        """Launch and return the outputs."""
+        self.launch()
         return self.outputs
+
+
+def cdiv(x: int, y: int) -> int:
+    """x / y rounded up. `triton.cdiv` takes the host 1.3 µs, a launch has some five of it."""
+    return (x + y - 1) // y
+
+
+def next_power_of_2(x: int) -> int:
+    """The least power of 2 from x on, of a size that is a constant of the graph where torch.compile makes one."""
+    return 1 << (int(x) - 1).bit_length()
 
 
 def shape_arguments(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> dict[str, Any]:
@@ -42,9 +59,9 @@ def shape_arguments(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> dict[str,
         cos, sin = cos.contiguous(), sin.contiguous()
     return dict(
         cos=cos, sin=sin, tokens=batch * seq, seq=seq, cos_rows=cos.shape[0],
-        cos_stride_row=cos.stride(0), sin_stride_row=sin.stride(0), ROTARY_STEP=cos.stride(1),
+        cos_stride_row=steps(cos)[0], sin_stride_row=steps(sin)[0], ROTARY_STEP=cos.stride(1),
         HEADS=heads, KEY_HEADS=k.shape[1], HEAD_DIM=head_dim, PAIRS=pairs,
-        BLOCK_REST=triton.next_power_of_2(max(1, head_dim - 2 * pairs)),
+        BLOCK_REST=next_power_of_2(max(1, head_dim - 2 * pairs)),
         COMPUTE=tl.float64 if q.dtype == torch.float64 else tl.float32,
     )  # fmt: skip
 
@@ -59,14 +76,21 @@ def _reads_wide(t: Tensor) -> bool:
 def head_arguments(**tensors: Tensor) -> dict[str, Any]:
     """Tensors `[b, h, l, d]` and their strides by the kernels' argument names; an empty one stands for none.
 
-    A batch of one, or no tensor at all, is never stepped over.
+    No tensor at all is never stepped over.
     """
     arguments: dict[str, Any] = dict(tensors)
     for name, t in tensors.items():
-        b, h, l, d = t.stride() if t.dim() == 4 else (0, 0, 0, 1)  # noqa: E741
-        strides = (0 if t.shape[0] == 1 else b, h, l, d)
+        strides = steps(t) if t.dim() == 4 else (0, 0, 0, 1)
         arguments |= {f"{name}_stride_{axis}": stride for axis, stride in zip("bhld", strides, strict=True)}
     return arguments
+
+
+def steps(t: Tensor) -> tuple[int, ...]:
+    """A tensor's strides, 0 in dimensions of size 1, whatever torch has there: these are never stepped over.
+
+    A stride of 1 would be another binary, which takes elements for neighbours that are none and loads them one by one.
+    """
+    return tuple([0 if size == 1 else stride for size, stride in zip(t.shape, t.stride(), strict=True)])
 
 
 def rows(t: Tensor) -> Tensor:
@@ -95,7 +119,7 @@ def register(name: str, schema: str, launch: Callable[..., Launch]) -> None:
     """
     name = f"rosa::{name}"
     torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl(name, "default", lambda *arguments: _returned(launch(*arguments).run()))
+    torch.library.impl(name, "default", lambda *arguments: _returned(run_launch(launch, *arguments)))
     torch.library.register_fake(name, lambda *arguments: _returned(launch(*arguments).outputs))
 
 

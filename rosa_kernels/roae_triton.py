@@ -10,11 +10,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from rosa_kernels.launch import Launch, empty_heads, head_arguments, refuse_double_backward, register, shape_arguments
+from rosa_kernels.launch import (
+    Launch,
+    cdiv,
+    empty_heads,
+    head_arguments,
+    next_power_of_2,
+    refuse_double_backward,
+    register,
+    shape_arguments,
+)
 from rosa_kernels.roae_kernels import roae_backward_kernel, roae_backward_keys_kernel, roae_forward_kernel
 
 NUM_WARPS = 4
@@ -53,7 +61,7 @@ def forward_launch(
         low=low, key_latent=key_latent, GROUPED=grouped, STORE=store, BLOCK_S=BLOCK_S,
         heads_per_program=_heads_per_program(shape),
     )  # fmt: skip
-    programs = _programs(arguments) + (triton.cdiv(tokens, shape["BLOCK_T"]) if grouped else 0)
+    programs = _programs(arguments) + (cdiv(tokens, shape["BLOCK_T"]) if grouped else 0)
     return Launch(roae_forward_kernel, programs, NUM_WARPS, arguments, (q_out, k_out, low, key_latent))
 
 
@@ -76,7 +84,7 @@ def backward_keys_launch(
         HEADS=heads, NEED_DX=need_dx, NEED_DU=need_du, NEED_DGQA=need_dgqa,
     )  # fmt: skip
     arguments["BLOCK_T"] = MIN_DOT  # all heads in one program: small blocks, so that there are enough of them
-    blocks = triton.cdiv(shape["tokens"], MIN_DOT)
+    blocks = cdiv(shape["tokens"], MIN_DOT)
     return Launch(roae_backward_keys_kernel, blocks, NUM_WARPS, arguments, (dk, dkey_latent, dkey_signal))
 
 
@@ -109,14 +117,14 @@ def backward_launch(
 def _arguments(q, k, cos, sin, latent, columns: int, alpha: float, interleaved: bool) -> dict[str, Any]:
     """The arguments that all kernels share; q and k may be gradients; `columns` are those of q's signal."""
     shape = shape_arguments(q, k, cos, sin) | dict(LOW_PAIRS=columns // q.shape[1] // 2)
-    block_low = max(MIN_DOT, triton.next_power_of_2(shape["LOW_PAIRS"]))
+    block_low = max(MIN_DOT, next_power_of_2(shape["LOW_PAIRS"]))
     split = max(0, shape["PAIRS"] - block_low)
-    block_high = triton.next_power_of_2(max(1, split))
+    block_high = next_power_of_2(max(1, split))
     held = (max(block_high, shape["BLOCK_REST"]) + 3 * block_low) * (2 if interleaved else 1)
     return shape | dict(
         ALPHA=alpha, INTERLEAVED=interleaved, RANK=latent.shape[1], SPLIT=split,
         BLOCK_T=32 if held <= PAIRS_OF_32_TOKENS else MIN_DOT,
-        BLOCK_HIGH=block_high, BLOCK_LOW=block_low, BLOCK_R=max(MIN_DOT, triton.next_power_of_2(latent.shape[1])),
+        BLOCK_HIGH=block_high, BLOCK_LOW=block_low, BLOCK_R=max(MIN_DOT, next_power_of_2(latent.shape[1])),
         DOT=_dot_dtype(latent),
     )  # fmt: skip
 
@@ -133,13 +141,13 @@ def _heads_per_program(shape: dict[str, Any]) -> int:
 
     Written without a branch on the tokens, by which torch.compile would make a graph for each outcome.
     """
-    blocks = triton.cdiv(shape["tokens"], shape["BLOCK_T"])
+    blocks = cdiv(shape["tokens"], shape["BLOCK_T"])
     return torch.sym_min(torch.sym_max(1, blocks * shape["HEADS"] // PROGRAMS), shape["HEADS"])
 
 
 def _programs(arguments: dict[str, Any]) -> int:
-    groups = triton.cdiv(arguments["HEADS"], arguments["heads_per_program"])
-    return triton.cdiv(arguments["tokens"], arguments["BLOCK_T"]) * groups
+    groups = cdiv(arguments["HEADS"], arguments["heads_per_program"])
+    return cdiv(arguments["tokens"], arguments["BLOCK_T"]) * groups
 
 
 register(
@@ -265,7 +273,7 @@ def fits_one_launch(q: Tensor, up: Tensor) -> bool:
     The interpreter has no registers and runs every dtype in one launch.
     """
     rank, low_pairs = up.shape[1], up.shape[0] // q.shape[1] // 2
-    tile = max(MIN_DOT, triton.next_power_of_2(low_pairs)) * max(MIN_DOT, triton.next_power_of_2(rank))
+    tile = max(MIN_DOT, next_power_of_2(low_pairs)) * max(MIN_DOT, next_power_of_2(rank))
     on_tensor_cores = q.element_size() <= ONE_LAUNCH_BYTES or not q.is_cuda
     return rank <= MAX_RANK and tile <= MAX_WEIGHT_TILE and on_tensor_cores
 

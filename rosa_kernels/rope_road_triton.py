@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from rosa_kernels.launch import (
     Launch,
     empty_heads,
     head_arguments,
+    next_power_of_2,
     refuse_double_backward,
     register,
     shape_arguments,
@@ -80,7 +80,7 @@ def _arguments(
 ) -> tuple[dict[str, Any], int, int]:
     """The arguments that both kernels share, their programs, and rows of sums; q and k may be gradients."""
     arguments = shape_arguments(q, k, cos, sin)
-    block_pairs = triton.next_power_of_2(arguments["PAIRS"])
+    block_pairs = next_power_of_2(arguments["PAIRS"])
     # Constants of the graph, even where torch.compile takes every size for dynamic.
     widest, heads = int(max(block_pairs, arguments["BLOCK_REST"])), int(q.shape[1] + k.shape[1])
     block_t = min(max(1, TILE_BYTES // q.element_size() // widest), MAX_BLOCK_T)

@@ -20,12 +20,15 @@ from torch import Tensor
 from rosa_kernels.checks import low_size
 from rosa_kernels.launch import (
     Launch,
+    cdiv,
     empty_heads,
     head_arguments,
+    next_power_of_2,
     refuse_double_backward,
     register,
     rows,
     shape_arguments,
+    steps,
 )
 from rosa_kernels.tiles import copy_rest, load_pairs, load_rotary, row_pointers, store_pairs
 
@@ -275,18 +278,18 @@ def _arguments(q, k, cos, sin, signal, key_signal, alpha: float, interleaved: bo
     key_signal = signal if shared else _signal_rows(key_signal)
     d_low = low_size(q.shape[1], signal, k.shape[1], key_signal)
     shape = shape_arguments(q, k, cos, sin) | dict(LOW_PAIRS=d_low // 2)
-    block_pairs = triton.next_power_of_2(shape["PAIRS"])
+    block_pairs = next_power_of_2(shape["PAIRS"])
     widest = max(block_pairs, shape["BLOCK_REST"])
     return shape | dict(
         signal=signal, key_signal=key_signal,
-        signal_stride_t=signal.stride(0), key_signal_stride_t=key_signal.stride(0),
+        signal_stride_t=steps(signal)[0], key_signal_stride_t=steps(key_signal)[0],
         ALPHA=alpha, INTERLEAVED=interleaved, SHARED=shared, HEADS_PER_PROGRAM=min(HEADS_PER_PROGRAM, units),
         BLOCK_T=min(max(1, TILE_BYTES // q.element_size() // widest), MAX_BLOCK_T), BLOCK_PAIRS=block_pairs,
     )  # fmt: skip
 
 
 def _programs(shape: dict[str, Any], units: int) -> int:
-    return triton.cdiv(shape["tokens"], shape["BLOCK_T"]) * triton.cdiv(units, shape["HEADS_PER_PROGRAM"])
+    return cdiv(shape["tokens"], shape["BLOCK_T"]) * cdiv(units, shape["HEADS_PER_PROGRAM"])
 
 
 def _signal_rows(t: Tensor) -> Tensor:

@@ -1,0 +1,98 @@
+"""Launches kept by the layout of their tensors: one that was seen before is only given its pointers.
+
+A launch function and Triton's own way from its arguments to the driver take the host longer than a small kernel runs.
+What both come to depends on flags and on shapes, strides, dtypes, devices and alignment alone, and is kept by these.
+Next time outputs are allocated, pointers filled in, and the compiled kernel is launched by Triton's own launcher: on
+the current stream, with the hooks of profilers.
+
+Triton keeps a compiled kernel by less, no length among it: a new length takes the long way once, and compiles nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from triton.compiler import CompiledKernel
+
+if TYPE_CHECKING:
+    from rosa_kernels.launch import Launch
+
+ALIGNMENT = 16  # bytes: what Triton's binaries know of a pointer is whether it is a multiple
+MOST_KEPT = 4096  # some 4 KB each; lengths come back, so that a training run needs a few for each
+
+
+class Kept(NamedTuple):
+    """What is left to do of a launch: allocate outputs, put pointers among the arguments, launch."""
+
+    launch: Callable[..., None]  # Triton's compiled kernel, for so many programs
+    arguments: list[Any]  # as the kernel has them
+    pointers: list[tuple[int, int]]  # which of them is the pointer of which tensor: inputs first, then outputs
+    outputs: list[tuple[Sequence[int], Sequence[int], torch.dtype]]  # shapes, strides, dtypes
+
+
+KEPT: dict[tuple, Kept] = {}  # clear it after changing a constant that a launch function reads
+
+
+def run_launch(launch: Callable[..., Launch], *arguments: Any) -> tuple[Tensor, ...]:
+    """Launches what the launch function returns for these arguments; returns the outputs, which are no inputs.
+
+    Args:
+        launch (callable): a launch function, which looks at no tensor's elements.
+        arguments: the launch function's: tensors (the first is one), numbers, lists of numbers and None.
+    """
+    key, pointers = [launch], []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            pointer = argument.data_ptr()
+            pointers.append(pointer)
+            key += (argument.shape, argument.stride(), argument.dtype, argument.device, pointer % ALIGNMENT)
+        else:
+            key.append(tuple(argument) if isinstance(argument, list) else argument)
+    key = tuple(key)
+    kept = KEPT.get(key)
+    if kept is None:
+        return _run_first(key, launch(*arguments), [t for t in arguments if isinstance(t, Tensor)])
+    like = arguments[0]
+    outputs = tuple([like.new_empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in kept.outputs])
+    pointers += [output.data_ptr() for output in outputs]
+    filled = kept.arguments.copy()  # of this thread
+    for place, source in kept.pointers:
+        filled[place] = pointers[source]
+    with torch.cuda.device_of(like):
+        kept.launch(*filled)
+    return outputs
+
+
+def _run_first(key: tuple, launch: Launch, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    compiled = launch.launch()
+    outputs = tuple(t for t in launch.outputs if not any(t is given for given in inputs))
+    if isinstance(compiled, CompiledKernel) and (kept := _kept(launch, compiled, (*inputs, *outputs), outputs)):
+        if len(KEPT) >= MOST_KEPT:
+            KEPT.clear()
+        KEPT[key] = kept
+    return outputs
+
+
+def _kept(
+    launch: Launch, compiled: CompiledKernel, tensors: Sequence[Tensor], outputs: Sequence[Tensor]
+) -> Kept | None:
+    """None where a pointer is of none of the tensors, as of a copy, or may be of two, of which one is a view."""
+    addresses = [t.data_ptr() for t in tensors if t.numel()]
+    if len(set(addresses)) < len(addresses):
+        return None
+    source_of = {t.data_ptr(): source for source, t in enumerate(tensors) if t.numel()}
+    arguments, pointers = [], []
+    for place, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if isinstance(value, Tensor) and value.numel():
+            if value.data_ptr() not in source_of:
+                return None
+            pointers.append((place, source_of[value.data_ptr()]))
+        elif isinstance(value, tuple) and any(isinstance(part, Tensor) for part in value):
+            return None
+        arguments.append(0 if isinstance(value, Tensor) else value)
+    layouts = [(t.shape, t.stride(), t.dtype) for t in outputs]
+    return Kept(compiled[(launch.programs, 1, 1)], arguments, pointers, layouts)
