@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 from triton.compiler import CompiledKernel
+from triton.runtime import driver
 
 if TYPE_CHECKING:
     from rosa_kernels.launch import Launch
@@ -48,7 +49,7 @@ def run_launch(launch: Callable[..., Launch], *arguments: Any) -> tuple[Tensor, 
         if isinstance(argument, Tensor):
             pointer = argument.data_ptr()
             pointers.append(pointer)
-            key += (argument.shape, argument.stride(), argument.dtype, argument.device, pointer % ALIGNMENT)
+            key += (argument.shape, argument.stride(), argument.dtype, argument.get_device(), pointer % ALIGNMENT)
         else:
             key.append(tuple(argument) if isinstance(argument, list) else argument)
     key = tuple(key)
@@ -61,15 +62,19 @@ def run_launch(launch: Callable[..., Launch], *arguments: Any) -> tuple[Tensor, 
     filled = kept.arguments.copy()  # of this thread
     for place, source in kept.pointers:
         filled[place] = pointers[source]
-    with torch.cuda.device_of(like):
+    if like.get_device() == driver.active.get_current_device():
         kept.launch(*filled)
+    else:
+        with torch.cuda.device_of(like):
+            kept.launch(*filled)
     return outputs
 
 
 def _run_first(key: tuple, launch: Launch, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     compiled = launch.launch()
-    outputs = tuple(t for t in launch.outputs if not any(t is given for given in inputs))
-    if isinstance(compiled, CompiledKernel) and (kept := _kept(launch, compiled, (*inputs, *outputs), outputs)):
+    given = {id(t) for t in inputs}
+    outputs = tuple([t for t in launch.outputs if id(t) not in given])
+    if isinstance(compiled, CompiledKernel) and (kept := _kept(launch, compiled, [*inputs, *outputs], outputs)):
         if len(KEPT) >= MOST_KEPT:
             KEPT.clear()
         KEPT[key] = kept
@@ -79,20 +84,21 @@ def _run_first(key: tuple, launch: Launch, inputs: Sequence[Tensor]) -> tuple[Te
 def _kept(
     launch: Launch, compiled: CompiledKernel, tensors: Sequence[Tensor], outputs: Sequence[Tensor]
 ) -> Kept | None:
-    """None where a pointer is of none of the tensors, as of a copy, or may be of two, of which one is a view."""
-    addresses = [t.data_ptr() for t in tensors if t.numel()]
-    if len(set(addresses)) < len(addresses):
-        return None
+    """None where a pointer is of none of the tensors, as of a copy, or may be of two that are at the same address."""
     source_of = {t.data_ptr(): source for source, t in enumerate(tensors) if t.numel()}
+    if len(source_of) < sum(t.numel() > 0 for t in tensors):
+        return None
     arguments, pointers = [], []
-    for place, parameter in enumerate(launch.kernel.params):
-        value = launch.arguments[parameter.name]
-        if isinstance(value, Tensor) and value.numel():
-            if value.data_ptr() not in source_of:
-                return None
-            pointers.append((place, source_of[value.data_ptr()]))
+    for place, name in enumerate(launch.kernel.arg_names):
+        value = launch.arguments[name]
+        if isinstance(value, Tensor):
+            if value.numel():
+                if value.data_ptr() not in source_of:
+                    return None
+                pointers.append((place, source_of[value.data_ptr()]))
+            value = 0
         elif isinstance(value, tuple) and any(isinstance(part, Tensor) for part in value):
             return None
-        arguments.append(0 if isinstance(value, Tensor) else value)
+        arguments.append(value)
     layouts = [(t.shape, t.stride(), t.dtype) for t in outputs]
     return Kept(compiled[(launch.programs, 1, 1)], arguments, pointers, layouts)

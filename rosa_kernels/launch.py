@@ -88,7 +88,7 @@ def head_arguments(**tensors: Tensor) -> dict[str, Any]:
 def steps(t: Tensor) -> tuple[int, ...]:
     """A tensor's strides, 0 in dimensions of size 1, whatever torch has there: these are never stepped over.
 
-    A stride of 1 would be another binary, which takes elements for neighbours that are none and loads them one by one.
+    A stride of 1 there would be another binary, with narrow loads.
     """
     return tuple([0 if size == 1 else stride for size, stride in zip(t.shape, t.stride(), strict=True)])
 

@@ -26,9 +26,7 @@ from rosa_kernels.launch import (
     next_power_of_2,
     refuse_double_backward,
     register,
-    rows,
     shape_arguments,
-    steps,
 )
 from rosa_kernels.tiles import copy_rest, load_pairs, load_rotary, row_pointers, store_pairs
 
@@ -282,7 +280,7 @@ def _arguments(q, k, cos, sin, signal, key_signal, alpha: float, interleaved: bo
     widest = max(block_pairs, shape["BLOCK_REST"])
     return shape | dict(
         signal=signal, key_signal=key_signal,
-        signal_stride_t=steps(signal)[0], key_signal_stride_t=steps(key_signal)[0],
+        signal_stride_t=signal.stride(0), key_signal_stride_t=key_signal.stride(0),
         ALPHA=alpha, INTERLEAVED=interleaved, SHARED=shared, HEADS_PER_PROGRAM=min(HEADS_PER_PROGRAM, units),
         BLOCK_T=min(max(1, TILE_BYTES // q.element_size() // widest), MAX_BLOCK_T), BLOCK_PAIRS=block_pairs,
     )  # fmt: skip
@@ -293,8 +291,9 @@ def _programs(shape: dict[str, Any], units: int) -> int:
 
 
 def _signal_rows(t: Tensor) -> Tensor:
-    """`rows` with columns side by side, as the kernels read a signal; a projection's output needs no copy for that."""
-    t = rows(t)
+    """`[batch * seq, width]` with columns side by side, as the kernels read a signal; a projection's output needs no
+    copy for that. The stride of a single row is set anew, to that of dense rows."""
+    t = t.flatten(0, 1)
     return t if t.stride(1) == 1 else t.contiguous()
 
 
