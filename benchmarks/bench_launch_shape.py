@@ -11,7 +11,7 @@ import pytest
 from benchmarks.cases import DEVICE, Case
 from benchmarks.passes import one_pass
 from benchmarks.providers import leaves, roae_fused, roae_inputs, roae_separate
-from rosa_kernels import roae_triton
+from rosa_kernels import kept, roae_triton
 from rosa_kernels.offline import SHAPES
 
 AIMS = {f"{programs:,} programs": programs for programs in (256, 1024, 4096)}
@@ -25,6 +25,7 @@ def bench_launch_shape(measure, monkeypatch, case, provider):
     x = roae_inputs(case)
     if provider in AIMS:
         monkeypatch.setattr(roae_triton, "PROGRAMS", AIMS[provider])
+        monkeypatch.setattr(kept, "KEPT", {})
     function = roae_separate if provider == "separate" else roae_fused
     mode = "forward" if case.seq == 1 else "both"
     run = one_pass(mode, lambda: function(x), leaves(x, provider))

@@ -9,25 +9,48 @@ import torch
 from torch import Tensor
 
 from rosa_kernels.heads import Heads, Rotary
+from rosa_kernels.kept import run_launch
 
 NUM_STAGES = 1  # no software pipelining: its copies in shared memory cost more programs at a time than they gain
 
 
 class Launch(NamedTuple):
-    """A kernel with all that its launch needs: what runs on a GPU, and what the offline compiler looks at."""
+    """A kernel with all that its launch needs: what runs on a GPU, and what the offline compiler looks at.
+
+    Arguments may be tuples, with tensors before all else. `scratch` are tensors among them in which programs leave
+    things for each other, and `zeroed` such that begin as zeros: neither outlives the launch.
+    """
 
     kernel: Any
     programs: int
     num_warps: int
     arguments: dict[str, Any]
     outputs: tuple[Tensor, ...]
+    scratch: tuple[Tensor, ...] = ()
+    zeroed: tuple[Tensor, ...] = ()
+
+    def launch(self) -> Any:
+        """Launch on the tensors' own device (not necessarily the current one) and return the compiled kernel, None
+        where there is none: of no programs, or in the interpreter."""
+        if not self.programs:
+            return None
+        with torch.cuda.device_of(self.outputs[0]):
+            return self.kernel[(self.programs,)](**self.arguments, num_warps=self.num_warps, num_stages=NUM_STAGES)
 
     def run(self) -> tuple[Tensor, ...]:
-        """Launch on the tensors' own device (not necessarily the current one) and return the outputs."""
-        if self.programs:
-            with torch.cuda.device_of(self.outputs[0]):
-                self.kernel[(self.programs,)](**self.arguments, num_warps=self.num_warps, num_stages=NUM_STAGES)
+        """Launch and return the outputs."""
+        self.launch()
         return self.outputs
+
+
+def cdiv(x: int, y: int) -> int:
+    """x / y rounded up. `triton.cdiv` takes the host 1.3 µs, a launch has some five of it."""
+    return (x + y - 1) // y
+
+
+def next_power_of_2(x: int) -> int:
+    """The least power of 2 from x on, of a size that is a constant of the graph where torch.compile makes one."""
+    return 1 << (int(x) - 1).bit_length()
 
 
 def _reads_wide(t: Tensor) -> bool:
@@ -42,13 +65,20 @@ def rotary_argument(cos: Tensor, sin: Tensor) -> Rotary:
     cos, sin = rows(cos), rows(sin)
     if cos.stride(1) != sin.stride(1) or not (_reads_wide(cos) and _reads_wide(sin)):
         cos, sin = cos.contiguous(), sin.contiguous()
-    return Rotary(cos, sin, cos.stride(0), sin.stride(0))
+    return Rotary(cos, sin, steps(cos)[0], steps(sin)[0])
 
 
 def heads_argument(t: Tensor) -> Heads:
-    """A tensor `[b, h, l, d]` and its strides; a batch of one, or no tensor at all, is never stepped over."""
-    b, h, l, d = t.stride() if t.dim() == 4 else (0, 0, 0, 1)  # noqa: E741
-    return Heads(t, 0 if t.shape[0] == 1 else b, h, l, d)
+    """A tensor `[b, h, l, d]` and its strides; no tensor at all is never stepped over."""
+    return Heads(t, *(steps(t) if t.dim() == 4 else (0, 0, 0, 1)))
+
+
+def steps(t: Tensor) -> tuple[int, ...]:
+    """A tensor's strides, 0 in dimensions of size 1, whatever torch has there: these are never stepped over.
+
+    A stride of 1 there would be another binary, with narrow loads.
+    """
+    return tuple([0 if size == 1 else stride for size, stride in zip(t.shape, t.stride(), strict=True)])
 
 
 def rows(t: Tensor) -> Tensor:
@@ -77,7 +107,7 @@ def register(name: str, schema: str, launch: Callable[..., Launch]) -> None:
     """
     name = f"rosa::{name}"
     torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl(name, "default", lambda *arguments: _returned(launch(*arguments).run()))
+    torch.library.impl(name, "default", lambda *arguments: _returned(run_launch(launch, *arguments)))
     torch.library.register_fake(name, lambda *arguments: _returned(launch(*arguments).outputs))
 
 

@@ -5,14 +5,22 @@ The kernels are in `road_kernels.py`.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from rosa_kernels.launch import Launch, heads_argument, refuse_double_backward, register
+from rosa_kernels.kept import run_launch
+from rosa_kernels.launch import (
+    Launch,
+    cdiv,
+    heads_argument,
+    next_power_of_2,
+    refuse_double_backward,
+    register,
+)
 from rosa_kernels.road_kernels import road_backward_kernel, road_forward_kernel, road_reduce_kernel
 
 NUM_WARPS = 4
@@ -70,7 +78,7 @@ def reduce_launch(
     grads = [w.new_empty(w.shape if need else 0) for w, need in zip(weights, needs, strict=True)]
     names, need_names = ("theta", "alpha", "key_theta", "key_alpha"), ("DTHETA", "DALPHA", "DKEY_THETA", "DKEY_ALPHA")
     indexed = index is not None
-    block = min(BLOCK_P, triton.next_power_of_2(max(columns, key_columns)))
+    block = min(BLOCK_P, next_power_of_2(max(columns, key_columns)))
     arguments: dict[str, Any] = dict(zip(names, weights, strict=True))
     arguments |= {f"d{name}": grad for name, grad in zip(names, grads, strict=True)}
     arguments |= {f"NEED_{name}": need for name, need in zip(need_names, needs, strict=True)}
@@ -79,7 +87,7 @@ def reduce_launch(
         sequences=index.shape[0] if indexed else 1,
         VARIANT=variant, INDEXED=indexed, COLUMNS=columns, KEY_COLUMNS=key_columns, BLOCK_R=BLOCK_R, BLOCK=block,
     )  # fmt: skip
-    programs = triton.cdiv(columns, block) + triton.cdiv(key_columns, block)
+    programs = cdiv(columns, block) + cdiv(key_columns, block)
     programs *= given.shape[0] if indexed else 1
     return Launch(road_reduce_kernel, programs, NUM_WARPS, arguments, tuple(grads))
 
@@ -105,8 +113,8 @@ def divide_tokens(batch: int, seq: int, index: Tensor | None, block_t: int, othe
     simplification it would take minutes.
     """
     sequences, span = (1, batch * seq) if index is None else (batch, seq)
-    blocks, most = triton.cdiv(span, block_t), triton.cdiv(PROGRAMS, others)
-    splits, steps = torch.sym_min(blocks, most), triton.cdiv(blocks, most)
+    blocks, most = cdiv(span, block_t), cdiv(PROGRAMS, others)
+    splits, steps = torch.sym_min(blocks, most), cdiv(blocks, most)
     arguments = dict(tokens=batch * seq, splits=splits, steps=steps, INDEXED=index is not None, BLOCK_T=block_t)
     return arguments, sequences * splits
 
@@ -115,9 +123,9 @@ def _arguments(x, theta, alpha, index, variant: int, group: int, head_dim: int) 
     """The arguments that both kernels over tokens share, their programs, and rows of sums; x may be a gradient."""
     batch, seq, width = _sequences(x, index).shape
     width = int(width)  # a constant of the graph, even where torch.compile takes every size for dynamic
-    block_p = min(BLOCK_P, triton.next_power_of_2(width // 2))
+    block_p = min(BLOCK_P, next_power_of_2(width // 2))
     block_t = min(max(1, TILE_BYTES // x.element_size() // block_p), MAX_BLOCK_T)
-    column_blocks = triton.cdiv(width // 2, block_p)
+    column_blocks = cdiv(width // 2, block_p)
     arguments, rows = divide_tokens(batch, seq, index, block_t, column_blocks)
     arguments |= dict(
         theta=theta.contiguous(), alpha=alpha.contiguous(), index=theta if index is None else index, seq=seq,
@@ -161,8 +169,11 @@ register(
 )
 
 
+_forward_launch_ = partial(forward_launch, inplace=True)
+
+
 def _road_(x, *arguments) -> None:
-    forward_launch(x, *arguments, inplace=True).run()
+    run_launch(_forward_launch_, x, *arguments)
     if not x.is_inference():
         torch.autograd.graph.increment_version(x)  # so that a graph that had kept x complains, and is not wrong
 

@@ -11,12 +11,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from rosa_kernels.heads import Rotary
-from rosa_kernels.launch import Launch, empty_heads, heads_argument, refuse_double_backward, register, rotary_argument
+from rosa_kernels.launch import (
+    Launch,
+    cdiv,
+    empty_heads,
+    heads_argument,
+    next_power_of_2,
+    refuse_double_backward,
+    register,
+    rotary_argument,
+)
 from rosa_kernels.roae_backward_kernels import roae_backward_kernel, roae_backward_keys_kernel
 from rosa_kernels.roae_forward_kernel import roae_forward_kernel
 from rosa_kernels.roae_tiles import Shape
@@ -64,19 +72,21 @@ def forward_launch(
     key_parts = _key_parts(blocks, up.shape[0]) if grouped else 0
     shared = isinstance(key_parts, int) and key_parts > 1  # not asked of symbolic sizes: they want the outputs alone
     part = shape.BLOCK_T * shape.BLOCK_R
+    partials = q.new_empty(blocks * key_parts * part if shared else 0, dtype=_compute(q.dtype))
+    arrived = q.new_zeros(blocks, dtype=torch.int32) if shared else q.new_empty(0, dtype=torch.int32)
     heads_per_program = _heads_per_program(blocks, q.shape[1])
     arguments = dict(
         q=heads_argument(q), k=heads_argument(k), q_out=heads_argument(q_out), k_out=heads_argument(k_out),
         latent=latent, up=up, gqa_down=gqa_down if grouped else up, gqa_up=gqa_up if grouped else up,
         low=low, key_latent=key_latent,
-        partials=q.new_empty(blocks * key_parts * part if shared else 0, dtype=_compute(q.dtype)),
-        arrived=q.new_zeros(blocks, dtype=torch.int32) if shared else q.new_empty(0, dtype=torch.int32),
+        partials=partials, arrived=arrived,
         heads_per_program=heads_per_program, key_parts=key_parts, keys_ahead_below=KEYS_AHEAD_BELOW,
         GROUPED=grouped, STORE=store,
         **_common(q, rotary, alpha),
     )  # fmt: skip
-    programs = blocks * (triton.cdiv(q.shape[1], heads_per_program) + key_parts)
-    return _launch(roae_forward_kernel, programs, shape, arguments, (q_out, k_out, low, key_latent))
+    programs = blocks * (cdiv(q.shape[1], heads_per_program) + key_parts)
+    launch = _launch(roae_forward_kernel, programs, shape, arguments, (q_out, k_out, low, key_latent))
+    return launch._replace(scratch=(partials,), zeroed=(arrived,)) if shared else launch
 
 
 def backward_keys_launch(
@@ -132,7 +142,7 @@ def backward_launch(
         GROUPED=grouped, NEED_DX=need_dx, NEED_DU=need_du, NEED_DGQA=need_dgqa,
         **_common(dq_out, rotary, alpha),
     )  # fmt: skip
-    programs = blocks * triton.cdiv(dq_out.shape[1], heads_per_program)
+    programs = blocks * cdiv(dq_out.shape[1], heads_per_program)
     return _launch(roae_backward_kernel, programs, shape, arguments, (dq, dk, du, signal))
 
 
@@ -140,15 +150,15 @@ def _shape(q: Tensor, k: Tensor, rotary: Rotary, latent: Tensor, columns: int, i
     """What the binary depends on; q and k may be gradients; `columns` are those of q's signal."""
     heads, head_dim, pairs = q.shape[1], q.shape[3], rotary.cos.shape[1]
     low_pairs = columns // heads // 2
-    block_low = max(MIN_DOT, triton.next_power_of_2(low_pairs))
+    block_low = max(MIN_DOT, next_power_of_2(low_pairs))
     split = max(0, pairs - block_low)
-    block_high = triton.next_power_of_2(max(1, split))
-    block_rest = triton.next_power_of_2(max(1, head_dim - 2 * pairs))
+    block_high = next_power_of_2(max(1, split))
+    block_rest = next_power_of_2(max(1, head_dim - 2 * pairs))
     shape = Shape(
         HEADS=heads, KEY_HEADS=k.shape[1], HEAD_DIM=head_dim, PAIRS=pairs, LOW_PAIRS=low_pairs, SPLIT=split,
         RANK=latent.shape[1], INTERLEAVED=interleaved, ROTARY_STEP=rotary.cos.stride(1),
         BLOCK_T=MIN_DOT, BLOCK_HIGH=block_high, BLOCK_LOW=block_low, BLOCK_REST=block_rest,
-        BLOCK_R=max(MIN_DOT, triton.next_power_of_2(latent.shape[1])), BLOCK_S=BLOCK_S, HEAD_STAGES=HEAD_STAGES,
+        BLOCK_R=max(MIN_DOT, next_power_of_2(latent.shape[1])), BLOCK_S=BLOCK_S, HEAD_STAGES=HEAD_STAGES,
         COMPUTE=getattr(tl, str(_compute(q.dtype)).removeprefix("torch.")), DOT=_dot_dtype(latent),
     )  # fmt: skip
     if _held(shape) <= PAIRS_OF_32_TOKENS:
@@ -188,7 +198,7 @@ def _dot_dtype(latent: Tensor) -> tl.dtype:
 def _tokens(q: Tensor, shape: Shape) -> tuple[int, int]:
     """The number of tokens, and of blocks of them."""
     tokens = q.shape[0] * q.shape[2]
-    return tokens, triton.cdiv(tokens, shape.BLOCK_T)
+    return tokens, cdiv(tokens, shape.BLOCK_T)
 
 
 # Written without a branch on the tokens, by which torch.compile would make a graph for each outcome.
@@ -199,7 +209,7 @@ def _heads_per_program(blocks: int, heads: int) -> int:
 
 def _key_parts(blocks: int, columns: int) -> int:
     """How many programs share Eq. 3 of a block."""
-    most = max(1, triton.cdiv(columns, BLOCK_S) // KEY_STEPS)
+    most = max(1, cdiv(columns, BLOCK_S) // KEY_STEPS)
     return torch.sym_min(torch.sym_max(1, KEY_PROGRAMS // torch.sym_max(1, blocks)), most)
 
 
@@ -326,7 +336,7 @@ def fits_one_launch(q: Tensor, up: Tensor) -> bool:
     The interpreter has no registers and runs every dtype in one launch.
     """
     rank, low_pairs = up.shape[1], up.shape[0] // q.shape[1] // 2
-    tile = max(MIN_DOT, triton.next_power_of_2(low_pairs)) * max(MIN_DOT, triton.next_power_of_2(rank))
+    tile = max(MIN_DOT, next_power_of_2(low_pairs)) * max(MIN_DOT, next_power_of_2(rank))
     on_tensor_cores = q.element_size() <= ONE_LAUNCH_BYTES or not q.is_cuda
     return rank <= MAX_RANK and tile <= MAX_WEIGHT_TILE and on_tensor_cores
 

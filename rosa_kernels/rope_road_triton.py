@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from rosa_kernels.launch import (
     Launch,
     empty_heads,
     heads_argument,
+    next_power_of_2,
     refuse_double_backward,
     register,
     rotary_argument,
@@ -85,8 +85,8 @@ def _arguments(
     rotary = rotary_argument(cos, sin)
     batch, heads, seq, head_dim = q.shape
     pairs = rotary.cos.shape[1]
-    block_pairs = triton.next_power_of_2(pairs)
-    block_rest = triton.next_power_of_2(max(1, head_dim - 2 * pairs))
+    block_pairs = next_power_of_2(pairs)
+    block_rest = next_power_of_2(max(1, head_dim - 2 * pairs))
     # Constants of the graph, even where torch.compile takes every size for dynamic.
     widest, all_heads = int(max(block_pairs, block_rest)), int(heads + k.shape[1])
     block_t = min(max(1, TILE_BYTES // q.element_size() // widest), MAX_BLOCK_T)

@@ -8,15 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from rosa_kernels.checks import low_size
 from rosa_kernels.launch import (
     Launch,
+    cdiv,
     empty_heads,
     heads_argument,
+    next_power_of_2,
     refuse_double_backward,
     register,
     rotary_argument,
@@ -86,8 +87,8 @@ def _arguments(
     rotary = rotary_argument(cos, sin)
     batch, heads, seq, head_dim = q.shape
     pairs = rotary.cos.shape[1]
-    block_pairs = triton.next_power_of_2(pairs)
-    block_rest = triton.next_power_of_2(max(1, head_dim - 2 * pairs))
+    block_pairs = next_power_of_2(pairs)
+    block_rest = next_power_of_2(max(1, head_dim - 2 * pairs))
     shape = Shape(*map(tl.constexpr, Shape(
         HEADS=heads, KEY_HEADS=k.shape[1], HEAD_DIM=head_dim, PAIRS=pairs, LOW_PAIRS=low_pairs,
         INTERLEAVED=interleaved, ROTARY_STEP=rotary.cos.stride(1), HEADS_PER_PROGRAM=min(HEADS_PER_PROGRAM, units),
@@ -105,8 +106,8 @@ def _arguments(
 
 def _programs(arguments: dict[str, Any], units: int) -> int:
     shape = arguments["shape"]
-    blocks = triton.cdiv(arguments["tokens"], shape.BLOCK_T.value)
-    return blocks * triton.cdiv(units, shape.HEADS_PER_PROGRAM.value)
+    blocks = cdiv(arguments["tokens"], shape.BLOCK_T.value)
+    return blocks * cdiv(units, shape.HEADS_PER_PROGRAM.value)
 
 
 def _signal_rows(t: Tensor) -> Tensor:

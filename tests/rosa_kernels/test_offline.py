@@ -155,6 +155,42 @@ def test_one_binary_serves_every_batch_and_sequence():
     assert done.stdout.split() == [str(len(ROAE) + 2 * len(ROAD)), "True"] * 4, done.stderr
 
 
+ODD_STRIDES = """
+from functools import partial
+import torch
+from rosa_kernels import road_triton, roae_triton, rope_road_triton, rope_roae_triton
+from rosa_kernels.offline import specialize
+
+empty = partial(torch.empty, dtype=torch.bfloat16, device="meta")
+
+def odd(t):
+    return t.as_strided(t.shape, [1 if size == 1 else stride for size, stride in zip(t.shape, t.stride())])
+
+def launched(seq, heads, change):
+    q, k = (change(empty(2, seq, n, 128).transpose(1, 2)) for n in (heads, 1))
+    cos, x = change(empty(1, seq, 64)), change(empty(1, seq, heads * 128))
+    signals = [change(empty(2, seq, n * 32)) for n in (heads, 1)]
+    latent, up, gqa = empty(2 * seq, 128), empty(heads * 32, 128), (empty(128, heads * 32), empty(32, 128))
+    query, key = [empty(heads * 128)] * 2, [empty(128)] * 2
+    return [specialize(launch) for launch in (
+        roae_triton.forward_launch(q, k, cos, cos, latent, up, *gqa, 0.1, False, True),
+        rope_roae_triton.forward_launch(q, k, cos, cos, *signals, 0.1, False, True),
+        rope_road_triton.forward_launch(q, k, cos, cos, None, *query, *key, 2, True, False),
+        road_triton.forward_launch(x, *query, None, 2, 2, 2),
+    )]
+
+for heads in (28, 1):
+    for seq in (1, 40):
+        print(launched(seq, heads, odd) == launched(40, heads, lambda t: t))
+"""
+
+
+def test_a_stride_of_1_in_a_dimension_of_size_1_makes_no_other_binary():
+    """Of one token, as in decoding, of one head and of one sequence."""
+    done = run("-c", ODD_STRIDES)
+    assert done.stdout.split() == ["True"] * 4, done.stdout + done.stderr
+
+
 def test_the_report_is_printed_in_a_process_that_has_the_interpreter_too():
     done = run("-m", "rosa_kernels.offline", "sm_86", TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
