@@ -251,29 +251,23 @@ def test_the_kept_are_bounded(driver, monkeypatch):
 
 
 def test_threads_do_not_mix_their_pointers(driver):
-    launch, _ = calls(TINY, 2, 5)["road forward"]
-    of_thread = threading.local()
-    failures = []
+    """Another thread launches the same between this one's arguments and its launch."""
+    launch, arguments = calls(TINY, 2, 5)["road forward"]
+    others = calls(TINY, 2, 5)["road forward"][1]
+    run_launch(launch, *arguments)
+    of_driver, driver.seen[:] = driver.get_current_device, []
 
-    def launched(*launcher_arguments):
-        arguments = [t.data_ptr() if isinstance(t, torch.Tensor) else t for t in flat(launcher_arguments[9:])]
-        if not all(pointer in arguments for pointer in of_thread.pointers):
-            failures.append(launcher_arguments)
-
-    def work(number):
-        for i in range(300):
-            arguments = calls_of[number][i % 3]
-            of_thread.pointers = {t.data_ptr() for t in tensors(arguments)}
-            run_launch(launch, *arguments)
-
-    calls_of = [[calls(TINY, 2, seq)["road forward"][1] for seq in (5, 6, 7)] for _ in range(4)]
-    driver.launched = launched
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
+    def interrupted():
+        driver.get_current_device = of_driver
+        thread = threading.Thread(target=run_launch, args=(launch, *others))
         thread.start()
-    for thread in threads:
         thread.join()
-    assert not failures and len(kept.KEPT) == 3
+        return of_driver()
+
+    driver.get_current_device = interrupted
+    run_launch(launch, *arguments)
+    for (*_, launched), given in zip(driver.seen, (others, arguments), strict=True):
+        assert all(t.data_ptr() in flat(launched) for t in tensors(given))
 
 
 def test_operators_launch_kept_and_fake_tensors_do_not(driver):
