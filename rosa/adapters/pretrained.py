@@ -18,23 +18,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load_model(name: str | os.PathLike, dtype: str = "auto") -> PreTrainedModel:
+def load_model(
+    name: str | os.PathLike, dtype: str = "auto", *, attn_implementation: str | None = None
+) -> PreTrainedModel:
     """A causal language model.
 
     Args:
         name (str or path): folder or Hub name.
         dtype (str): of its parameters; "auto" as they were saved.
+        attn_implementation (str, optional): attention back end; None takes that of its configuration, or transformers'
+            choice.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: a file in it is missing or damaged, no causal language model can be made of it, or it was saved
-            while RoSA's adapter was in it.
+        ValueError: a file in it is missing or damaged, no causal language model can be made of it, it was saved while
+            RoSA's adapter was in it, or it has no such attention here.
     """
     from transformers import AutoModelForCausalLM
 
     _refuse_patched(Path(name))
     with _faults_told(name, "model"):
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation=attn_implementation)
 
 
 def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:
@@ -90,7 +94,7 @@ def _faults_told(name: str | os.PathLike, what: str) -> Iterator[None]:
         damage = _damage(folder) if folder.is_dir() else None
         if damage is not None:
             raise ValueError(f"the {what} in {name} cannot be loaded: {damage}") from error
-        if isinstance(error, (OSError, ValueError)):
+        if isinstance(error, (OSError, ValueError, ImportError)):  # the last for an attention that is not installed
             raise ValueError(f"no {what} can be loaded from {name}: {error}") from error
         raise
 

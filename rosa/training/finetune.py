@@ -25,6 +25,8 @@ from rosa.storage.locking import alone_in
 from rosa.training.data import load_rows, tokenize
 from rosa.training.finetune_arguments import FinetuneArguments
 from rosa.training.methods import OURS, attach, callbacks, resumes, trainable
+from rosa.training.padding import epoch_padding
+from rosa.training.padding_free import RowsApart, flattening
 from rosa.training.resuming import changes, checkpoints, fault, is_finished, last_checkpoint, made_with, unsaved_told
 from rosa.training.selective_trainer import SelectiveTrainer
 from rosa.training.trainer import RosaTrainer
@@ -75,7 +77,10 @@ def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrain
         _tell_start(output, checkpoint, changes(checkpoint, made) if checkpoint else None)
 
     set_seed(args.seed)  # before the adapter draws its first weights
-    model = attach(load_model(job.model), job.method, config=config, settings=settings)
+    base = load_model(job.model, attn_implementation=job.attn_implementation)
+    model = attach(base, job.method, config=config, settings=settings)
+    collator = flattening(model) if job.padding_free else DataCollatorForSeq2Seq(tokenizer)
+    checks = [RowsApart(collator)] if job.padding_free else []
     trainer_class = RosaTrainer if job.method in OURS else SelectiveTrainer
     with ExitStack() as lock, _missing_packages_told():
         trainer = trainer_class(
@@ -87,13 +92,14 @@ def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrain
             made_with=made,
             train_dataset=train_data,
             eval_dataset=val_data,
-            data_collator=DataCollatorForSeq2Seq(tokenizer),
+            data_collator=collator,
             processing_class=tokenizer,
-            callbacks=[*callbacks(job.method), _TakeOutput(job, checkpoint, lock)],
+            callbacks=[*callbacks(job.method), *checks, _TakeOutput(job, checkpoint, lock)],
         )
         if trainer.is_world_process_zero():
             number, total = trainable(model)
             print(f"trainable params: {number:,} || all params: {total:,} || trainable%: {100 * number / total:.4f}")
+            print(f"padding: {epoch_padding(trainer):.1%} of the tokens{', left out' if job.padding_free else ''}")
         set_seed(args.seed)  # methods have drawn different numbers by now; batches and dropout are to be the same
         trainer.train(resume_from_checkpoint=checkpoint)
         with unsaved_told(output, output):

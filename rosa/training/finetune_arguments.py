@@ -73,6 +73,10 @@ class FinetuneArguments:
     peft: str | None = _option(None, "JSON: settings of the baseline other than the paper's, as peft names them")
     train_on_prompt: bool = _option(False, "learn the prompt too, not the response alone")
     response_logits: bool = _option(True, "compute logits where a label is to be predicted, and nowhere else")
+    padding_free: bool = _option(False, "put the rows of a batch one behind another instead of padding them")
+    attn_implementation: str | None = _option(
+        None, "attention back end by transformers' name, such as flash_attention_2; default: transformers' choice"
+    )
     resume: bool = _option(False, "continue from the last complete checkpoint of --output, if there is one")
     overwrite: bool = _option(False, "replace the adapter and the checkpoints in --output")
 
@@ -287,7 +291,8 @@ def _automatic(given: dict) -> dict:
         "bf16": has_bf16 and not given["fp16"],
         "dataloader_pin_memory": gpu,
         "eval_strategy": "epoch" if given["val_size"] else "no",
-        # Trainer then logs tokens per second. (HfArgumentParser takes this field for a boolean.)
-        "include_num_input_tokens_seen": "non_padding",
+        # Trainer then logs tokens per second. (HfArgumentParser takes this field for a boolean.) Where no mask tells it
+        # what is padding, it would take the end of a row for it if the tokenizer has no token of its own for padding.
+        "include_num_input_tokens_seen": "all" if given["padding_free"] else "non_padding",
     }
     return {name: value for name, value in choices.items() if given[name] is None}

@@ -47,7 +47,8 @@ _MAY_CHANGE = re.compile(
     "|enable_jit_checkpoint"
     # The machine: what it has, how many of it there are, and what fits into it.
     "|bf16|tf32|.*_full_eval|use_cpu|(ddp|fsdp|torch_compile|activation_checkpointing|gradient_checkpointing)(_.*)?"
-    "|response_logits|torch_empty_cache_steps|dataloader_(num_workers|pin_memory|persistent_workers|prefetch_factor)"
+    "|response_logits|attn_implementation|torch_empty_cache_steps"
+    "|dataloader_(num_workers|pin_memory|persistent_workers|prefetch_factor)"
     "|dataloader_multiprocessing_context"
 )
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rosa.models.decoder import decoder_layers
@@ -77,6 +79,7 @@ class SelectiveTrainer(Trainer):
         if self.is_deepspeed_enabled and dls is not None:
             check_optimizer_is_used(self.accelerator.state.deepspeed_plugin.deepspeed_config)
         self.layer_selection: DynamicLayerSelection | None = None
+        self._grouping = torch.Generator()
         self.add_callback(LogSelections(self))
         self._speed = Speed()
         self.add_callback(self._speed)
@@ -151,7 +154,17 @@ class SelectiveTrainer(Trainer):
             self.optimizer = self.layer_selection = DynamicLayerSelection(self.optimizer, self.model, **self.dls)
         return self.optimizer
 
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler | None:
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler.generator = self._grouping
+        return sampler
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Rows grouped by length come in an order of the epoch, as random ones do: Trainer leaves it to what was drawn
+        # before, which a resumed run has not drawn.
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._grouping.manual_seed(seed + math.floor(self.state.epoch or 0))
         # Resumed from a checkpoint of its last step, within an epoch, Trainer would make one step more.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
