@@ -31,6 +31,7 @@ from transformers import AutoModel, Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model, apply_rotary_pos_emb
 
 import rosa
+from benchmarks import liger
 from benchmarks.providers import enhance
 from benchmarks.results import COUNTED, environment, write
 
@@ -107,10 +108,10 @@ def measure(
     layer: nn.Module, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor]
 ) -> tuple[int, int, int]:
     """Launches forward, launches backward and bytes saved of one pass; the arguments are those of `forward`."""
-    with Launches() as there:
+    with liger.counted_launches(), Launches() as there:
         out, saved_bytes = forward(layer, hidden_states, position_embeddings)
     direction = torch.ones_like(out)
-    with Launches() as back:
+    with liger.counted_launches(), Launches() as back:
         out.backward(direction)
     return there.count, back.count, saved_bytes
 
@@ -170,6 +171,16 @@ def peft_road(model: Qwen2Model, variant: int, dtype: torch.dtype = torch.float3
     _cast(model, "road_", dtype)
 
 
+def with_liger(adapt: Callable[[Qwen2Model], None]) -> Callable[[Qwen2Model], None]:
+    """The same with Liger's RMSNorm and SwiGLU."""
+
+    def adapted(model: Qwen2Model) -> None:
+        liger.norms_and_swiglu(model)
+        adapt(model)
+
+    return adapted
+
+
 def _cast(model: Qwen2Model, name: str, dtype: torch.dtype) -> None:
     for own, parameter in model.named_parameters():
         if name in own:
@@ -189,6 +200,11 @@ LAYERS: dict[str, Callable[[Qwen2Model], None]] = {
     **{f"RoAd_{n}, all linears (peft)": functools.partial(peft_road, variant=n) for n in (1, 2, 4)},
     "RoAd_2, bfloat16 adapter (peft)": functools.partial(peft_road, variant=2, dtype=torch.bfloat16),
 }
+if liger.INSTALLED:
+    LAYERS |= {
+        f"{name}, Liger's norms and SwiGLU": with_liger(LAYERS[name])
+        for name in ("frozen (no adapter)", "RoSA", "RoSA, frozen by DLS", "LoRA r=16, all linears (peft)")
+    }
 
 
 def cost(adapt: Callable[[Qwen2Model], None]) -> Cost:
@@ -218,10 +234,10 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help=f"keep the rows in {COUNTED}")
     save = parser.parse_args().save
     rows = []
-    print(f"{'layer':32} {'forward':>8} {'backward':>9} {'saved a token':>14} {'besides':>12}")
+    print(f"{'layer':56} {'forward':>8} {'backward':>9} {'saved a token':>14} {'besides':>12}")
     for name, adapt in LAYERS.items():
         c = cost(adapt)
-        print(f"{name:32} {c.forward:8} {c.backward:9} {c.saved_per_token:14,} {c.saved_besides:12,}")
+        print(f"{name:56} {c.forward:8} {c.backward:9} {c.saved_per_token:14,} {c.saved_besides:12,}")
         labels = dict(group="counted", provider=name, mode="both", shape="Qwen2.5-7B", batch=1, seq=TOKENS[0])
         rows.append({**labels, **c._asdict()})
     if save:

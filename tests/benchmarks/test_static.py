@@ -3,9 +3,11 @@
 import pytest
 import torch
 from transformers import AutoModel, Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
+from triton.runtime.interpreter import GridExecutor
 
-from benchmarks import static
-from benchmarks.static import LAYERS, cost, measure
+from benchmarks import liger, static
+from benchmarks.static import LAYERS, cost, forward, measure
 
 SMALL = dict(static.SHAPE, hidden_size=128, intermediate_size=192, num_attention_heads=4, num_key_value_heads=2)
 
@@ -58,6 +60,41 @@ def test_road_saves_two_bytes_an_output_at_most(costs):
         assert costs[f"RoAd_{variant}, all linears"].saved_per_token == base + 2 * outputs
         assert costs[f"RoAd_{variant}, all linears (peft)"].saved_per_token > base + 7 * outputs
     assert all(costs[f"RoAd_{variant}, all linears"].saved_besides == 0 for variant in (1, 2, 4))
+
+
+def test_ligers_norms_and_swiglu_halve_the_launches_and_save_a_third_less(costs):
+    with_liger = {name: costs[f"{name}, Liger's norms and SwiGLU"] for name in ("frozen (no adapter)", "RoSA")}
+    base, ours = with_liger.values()
+    # Two norms of eight operators, and two operators of the MLP, are a launch each.
+    assert base.forward == costs["frozen (no adapter)"].forward - 2 * 7 - 1
+    assert ours.forward <= 17 and ours.backward <= 28 and ours.saved_per_token <= 117_500
+    assert ours.forward < base.forward and ours.backward < base.backward and ours.saved_besides == 0
+    lora = costs["LoRA r=16, all linears (peft), Liger's norms and SwiGLU"]
+    assert ours.forward < lora.forward / 3 and ours.backward < 0.4 * lora.backward
+    assert ours.saved_per_token < 0.75 * lora.saved_per_token
+
+
+def test_liger_launches_and_saves_what_is_counted(monkeypatch):
+    model = AutoModel.from_config(Qwen2Config(**SMALL)).requires_grad_(False)
+    liger.norms_and_swiglu(model)
+    hidden_states = torch.randn(1, 16, 128, requires_grad=True)
+    rotary = model.rotary_emb(hidden_states, torch.arange(16)[None])
+    launched = []  # Triton's interpreter cannot run all of them: what it is asked to run
+    monkeypatch.setattr(GridExecutor, "__call__", lambda self, *args, **options: launched.append(self.fn.__name__))
+    out, saved = forward(model.layers[0], hidden_states, rotary)
+    out.backward(torch.ones_like(out))
+    stubs = []
+    monkeypatch.setattr(liger, "launch", stubs.append)
+    with liger.counted_launches():
+        out, saved_by_stubs = forward(model.layers[0], hidden_states, rotary)
+        out.backward(torch.ones_like(out))
+    assert len(launched) == len(stubs) == 6 and saved_by_stubs == saved
+
+
+def test_models_made_after_ligers_are_plain():
+    liger.norms_and_swiglu(AutoModel.from_config(Qwen2Config(**SMALL)))
+    plain = AutoModel.from_config(Qwen2Config(**SMALL)).layers[0]
+    assert type(plain.input_layernorm) is Qwen2RMSNorm and type(plain.mlp) is Qwen2MLP
 
 
 @pytest.mark.parametrize("name", LAYERS)
