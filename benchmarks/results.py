@@ -28,8 +28,9 @@ LABELS = (*TEXTS, "batch", "seq")
 ERRORS = ("output_max_abs", "output_relative_l2", "gradient_max_abs", "gradient_relative_l2")
 # What a row has besides its labels, by group; rows of the mode "accuracy" have ERRORS.
 NUMBERS = {
-    "rope_roae": ("milliseconds",),  # and, of the fused op, as here below, the `bytes` that it must move
+    "rope_roae": ("milliseconds",),  # and, of the fused op, as in the next two, the `bytes` that it must move
     "roae": ("milliseconds",),
+    "road": ("milliseconds",),
     "launch_shape": ("milliseconds",),
     "attention": ("milliseconds",),
     "decoder_layer": ("milliseconds",),

@@ -56,17 +56,17 @@ def timed(machine: Machine, group: str) -> str:
 
 
 def launch_shapes(machine: Machine) -> str:
-    """Times of `roae` by how many programs its launches aim at, and of separate products."""
+    """Times of `roae` by one constant of its launches, and of separate products."""
     measured = machine.rows("launch_shape")
-    providers = [provider for (provider,) in _unique((row["provider"],) for row in measured)]
+    cases = _unique((row["shape"], row["batch"], row["seq"], row["mode"]) for row in measured)
     rows = []
-    for shape, batch, seq, mode in _unique((row["shape"], row["batch"], row["seq"], row["mode"]) for row in measured):
-        labels = dict(shape=shape, batch=batch, seq=seq, mode=mode)
-        found = [machine.find("launch_shape", provider=provider, **labels) for provider in providers]
-        rows.append((shape, f"{batch} x {seq:,}", mode, *(row and f"{row['milliseconds']:.3g}" for row in found)))
-    header = ("model", "tokens", "pass", *(HEADINGS.get(provider, provider) for provider in providers))
+    for (provider,) in _unique((row["provider"],) for row in measured):
+        labels = [dict(zip(("shape", "batch", "seq", "mode"), case, strict=True)) for case in cases]
+        found = [machine.find("launch_shape", provider=provider, **case) for case in labels]
+        rows.append((HEADINGS.get(provider, provider), *(row and f"{row['milliseconds']:.3g}" for row in found)))
+    header = ("constant", *(f"{shape}, {batch} x {seq:,}, {mode}" for shape, batch, seq, mode in cases))
     caption = f"Milliseconds, medians, bfloat16: {about(machine.runs['launch_shape'])}."
-    return f"**Op `roae`, by the programs that its launches aim at**\n\n{markdown(header, rows)}\n\n{caption}"
+    return f"**Op `roae`, one constant of its launches changed at a time**\n\n{markdown(header, rows)}\n\n{caption}"
 
 
 def training(machine: Machine) -> str:

@@ -51,7 +51,7 @@ def timed_rows():
                 if group in ("rope_roae", "roae"):
                     yield dict(case, group=group, provider=provider, mode="accuracy", **ERRORS)
     for case in CASES[:3]:
-        for milliseconds, provider in enumerate(("256 programs", "1,024 programs", "separate"), start=1):
+        for milliseconds, provider in enumerate(("as it is", "PROGRAMS = 256", "separate"), start=1):
             yield dict(case, group="launch_shape", provider=provider, mode="both", milliseconds=milliseconds)
     for method, (milliseconds, peak) in METHODS.items():
         yield dict(
@@ -107,8 +107,8 @@ def test_tables_hold_the_rows_and_say_where_they_are_from(runs):
     gpu = report.sections(runs)["gpu"]
     assert "| Qwen2.5-7B | 2 x 2,048 | 0.364 | 0.0819 | 0.546 | 0.136 | 0.109 | 0.091 | 34% |" in gpu
     assert "| RoSA skip | 220 | 1.100 | 18,618 | 33.0 | 7 |" in gpu
-    assert "| model | tokens | pass | 256 programs | 1,024 programs | GEMMs and `rope_roae` |" in gpu
-    assert "| Qwen2.5-7B | 2 x 2,048 | both | 1 | 2 | 3 |" in gpu
+    assert "| constant | Qwen2.5-7B, 2 x 230, both | Qwen2.5-7B, 2 x 2,048, both | " in gpu
+    assert "| PROGRAMS = 256 | 2 | 2 | 2 |" in gpu and "| GEMMs and `rope_roae` | 3 | 3 | 3 |" in gpu
     assert gpu.count("NVIDIA Made-Up 1, driver 1.2, 2020-01-02, commit abc1234, torch 2.11.0") == 8
 
 
