@@ -1,9 +1,9 @@
 """What a launch costs the host on its way through torch: ways to make the kernels operators, side by side.
 
-On no tokens a launch launches nothing (`Launch.run`), so that only the host's work is left: the launch function itself,
-the same in every row of a group, and what the way of calling it adds. `rosa_kernels.launch.register` and the
-autograd functions are the ways that the package takes. These are times of the host's clock and of this machine's CPU,
-with a GPU and without.
+On no tokens a launch launches nothing and is not kept (`rosa_kernels.kept`), so that only the host's work is left: the
+launch function itself, the same in every row of a group, and what the way of calling it adds.
+`rosa_kernels.launch.register` and the autograd functions are the ways that the package takes. These are times of the
+host's clock and of this machine's CPU, with a GPU and without.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rosa_kernels.kept import run_launch
 from rosa_kernels.launch import register
 from rosa_kernels.rope_roae_triton import backward_launch, forward_launch, rope_roae_triton
 
@@ -23,7 +24,7 @@ SETTINGS = (0.1, False, True)  # alpha, interleaved, store_low
 
 
 def python_function(*arguments):
-    return forward_launch(*arguments).run()
+    return run_launch(forward_launch, *arguments)
 
 
 @torch.library.custom_op("rosa_bench::decorated", mutates_args=())
@@ -31,7 +32,7 @@ def custom_op(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, signal: Tensor, key_signal: Tensor | None,
     alpha: float, interleaved: bool, store_low: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return forward_launch(q, k, cos, sin, signal, key_signal, alpha, interleaved, store_low).run()
+    return run_launch(forward_launch, q, k, cos, sin, signal, key_signal, alpha, interleaved, store_low)
 
 
 register("bench_with_autograd", SCHEMA, forward_launch)
@@ -65,7 +66,7 @@ class PythonFunction(torch.autograd.Function):
     def backward(ctx, dq_out, dk_out):
         needs = [*ctx.needs_input_grad[:2], *ctx.needs_input_grad[4:6]]
         arguments = (dq_out, dk_out, *ctx.saved_tensors, *SETTINGS[:2], True, needs)
-        dq, dk, *dsignals = backward_launch(*arguments).run()
+        dq, dk, *dsignals = run_launch(backward_launch, *arguments)
         return dq, dk, None, None, *dsignals
 
 
