@@ -7,7 +7,6 @@ and backward; of a single token, a step of generation, forward alone. On a CPU n
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,7 +15,7 @@ import pytest
 from benchmarks.cases import DEVICE, SMALL, Case
 from benchmarks.passes import one_pass
 from benchmarks.providers import leaves, roae_fused, roae_inputs, roae_separate
-from rosa_kernels import roae_triton
+from rosa_kernels import kept, roae_triton
 from rosa_kernels.offline import SHAPES
 
 TOKENS = ((1, 1), (2, 230), (2, 2048), (1, 16384)) if DEVICE == "cuda" else ((1, 1), (2, 64))
@@ -55,6 +54,5 @@ def changed(provider: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if provider in CHANGES:
             patch.setattr(roae_triton, *CHANGES[provider])
-            if importlib.util.find_spec("rosa_kernels.kept"):  # launches kept by their arguments know no constants
-                patch.setattr("rosa_kernels.kept.KEPT", {})
+            patch.setattr(kept, "KEPT", {})  # launches kept by their arguments know no constants
         yield
