@@ -29,8 +29,9 @@ def run(*command, **environment):
 
 
 def gpu_script(out, *parts, options):
-    """The script with pytest's options; its temporary files are put where no one else's are cleaned up first."""
-    return run("bash", "benchmarks/gpu.sh", out, *parts, PYTEST_ADDOPTS=f"--basetemp={out}.temporary {options}")
+    """The script with pytest's options, in one process; its temporary files lie where there are no others'."""
+    settings = dict(PYTEST_ADDOPTS=f"--basetemp={out}.temporary {options}", PYTEST_XDIST_AUTO_NUM_WORKERS="0")
+    return run("bash", "benchmarks/gpu.sh", out, *parts, **settings)
 
 
 def rows_of(out, part):
@@ -43,7 +44,7 @@ def dry_run(tmp_path_factory):
     """All parts, but of the tests one, which is of both kinds, and benchmarks timed as briefly as can be."""
     out = tmp_path_factory.mktemp("dry_run") / "out"
     options = "-k 'bench_ or test_launches' --benchmark-max-time=0.01 --benchmark-min-rounds=1"
-    return gpu_script(out, options=options), out
+    return gpu_script(out, *(f"{part}=300" for part in PARTS), options=options), out
 
 
 def test_every_benchmark_runs(tmp_path):
@@ -76,6 +77,7 @@ def test_the_scripts_limits_leave_half_a_minute_of_nine():
     """The limits stand in the script and in its header alike."""
     script = (ROOT / "benchmarks" / "gpu.sh").read_text()
     limits = {part: int(seconds) for part, seconds in re.findall(r"\[(\w+)\]=(\d+)", script)}
+    assert f"default_parts=({' '.join(PARTS)})" in script
     assert sum(limits[part] for part in PARTS) <= 9 * 60 - 30
     assert dict(re.findall(r"^#   (\w+) +(\d+) s  ", script, re.MULTILINE)) == {k: str(s) for k, s in limits.items()}
 
