@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.liger import LIGER
 from benchmarks.results import Machine, Run
 from benchmarks.tables import GIGA, HEADINGS, OP_PROVIDERS, TITLES, about
 
@@ -64,12 +65,12 @@ def timed(machine: Machine, group: str, path: Path) -> None:
 
 
 def training(machine: Machine, path: Path) -> None:
-    """Time and memory of a training step, by method; the line is the frozen floor."""
+    """Time and memory of the training step of most tokens, by method; the line is the frozen floor."""
     rows = machine.rows("training_step")
-    last = rows[-1]
-    rows = [row for row in rows if all(row[label] == last[label] for label in ("shape", "batch", "seq"))]
+    most = max(rows, key=lambda row: row["batch"] * row["seq"])
+    rows = [row for row in rows if all(row[label] == most[label] for label in ("shape", "batch", "seq"))]
     names = [row["provider"] for row in rows]
-    colors = [OURS if name in ("RoSA skip", "RoSA mask", "RoAd") else OTHERS for name in names]
+    colors = [OURS if name.removesuffix(LIGER) in ("RoSA skip", "RoSA mask", "RoAd") else OTHERS for name in names]
     figure = Figure(figsize=(11, 0.42 * len(rows) + 1.6), layout="constrained")
     time, memory = figure.subplots(1, 2, sharey=True)
     _bars(time, names, [row["milliseconds"] for row in rows], colors, "{:,.0f}")
@@ -78,7 +79,7 @@ def training(machine: Machine, path: Path) -> None:
         time.axvline(rows[names.index("frozen floor")]["milliseconds"], color="black", linewidth=0.8, linestyle=":")
     _bars(memory, names, [(row["peak_bytes"] or float("nan")) / GIGA for row in rows], colors, "{:.1f}")
     memory.set_title("peak memory, GB")
-    title = f"Training step of {last['shape']}, {last['batch']} x {last['seq']:,} tokens"
+    title = f"Training step of {most['shape']}, {most['batch']} x {most['seq']:,} tokens"
     figure.suptitle(f"{title}\n{about(machine.runs['training_step'])}", fontsize=9)
     figure.savefig(path, dpi=DPI)
 

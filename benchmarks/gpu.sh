@@ -105,8 +105,6 @@ has_gpu || say "no GPU here: small sizes, on the CPU, whose times say nothing ab
 has liger_kernel || say "liger-kernel is not installed: its rows are left out"
 has hypothesis || say "hypothesis is not installed: the test files that need it cannot run"
 for part in "${parts[@]}"; do
-    # Until these benchmarks are there.
-    [[ $part != @(decode|host) || -e benchmarks/bench_$part.py ]] || { say "$part: no such benchmark yet" && continue; }
     echo "== $part" >>"$out/log.txt"
     "$part"
 done

@@ -17,7 +17,15 @@ from transformers import PreTrainedModel
 from transformers.models.qwen2 import modeling_qwen2
 
 INSTALLED = importlib.util.find_spec("liger_kernel") is not None
+LIGER = ", Liger's norms and SwiGLU"  # at the end of a method's or a layer's name
 OPS = ("liger_kernel.ops.rms_norm", "liger_kernel.ops.swiglu")
+
+
+def unavailable() -> str | None:
+    """Why Liger's kernels are not timed here, or None if they are."""
+    if not torch.cuda.is_available():
+        return "liger is for GPUs"
+    return None if INSTALLED else "liger-kernel is not installed"
 
 
 def norms_and_swiglu(model: PreTrainedModel) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import rosa
+from benchmarks.liger import LIGER, norms_and_swiglu
 from benchmarks.static import rosa_naive
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -29,6 +30,9 @@ class Training(NamedTuple):
     step: Step
     interval: int
     trainable_parameters: int
+
+
+Method = Callable[[PreTrainedModel, Tensor], Training]
 
 
 def frozen_floor(model: PreTrainedModel, tokens: Tensor) -> Training:
@@ -84,11 +88,24 @@ def ln_tuning(model: PreTrainedModel, tokens: Tensor) -> Training:
     return _peft(model, tokens, LNTuningConfig(target_modules=NORMS))
 
 
+def with_liger(method: Method) -> Method:
+    """The same with Liger's RMSNorm and SwiGLU; the loss is transformers' own, as for the other methods."""
+
+    def training(model: PreTrainedModel, tokens: Tensor) -> Training:
+        norms_and_swiglu(model)
+        return method(model, tokens)
+
+    return training
+
+
 # By weight in the comparison, so that a run that is cut short has what matters most.
-METHODS: dict[str, Callable[[PreTrainedModel, Tensor], Training]] = {
+METHODS: dict[str, Method] = {
     "frozen floor": frozen_floor,
     "RoSA skip": rosa_skip,
     "LoRA r=16": lora,
+    f"frozen floor{LIGER}": with_liger(frozen_floor),
+    f"RoSA skip{LIGER}": with_liger(rosa_skip),
+    f"LoRA r=16{LIGER}": with_liger(lora),
     "RoSA mask": rosa_mask,
     "RoSA eager": rosa_eager,
     "LN tuning": ln_tuning,

@@ -41,7 +41,7 @@ def sections(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _machine(machine: Machine) -> str:
-    """The tables of one GPU: targets, times, training step, errors."""
+    """The tables of one GPU: targets, times, training step, decoding, errors."""
     parts = [f"#### {machine.device}", targets.table(machine)]
     for group in timed_groups(machine):
         parts += [tables.timed(machine, group), f"![{group}](docs/{chart_name(machine, group)})"]
@@ -49,6 +49,8 @@ def _machine(machine: Machine) -> str:
         parts.append(tables.launch_shapes(machine))
     if machine.rows("training_step"):
         parts += [tables.training(machine), f"![training step](docs/{chart_name(machine, 'training_step')})"]
+    if machine.rows("decode"):
+        parts.append(tables.decode(machine))
     return "\n\n".join([*parts, *tables.accuracy(machine)])
 
 

@@ -35,6 +35,7 @@ NUMBERS = {
     "attention": ("milliseconds",),
     "decoder_layer": ("milliseconds",),
     "training_step": ("milliseconds", "tokens_per_second", "trainable_parameters", "peak_bytes", "flops"),
+    "decode": ("milliseconds", "tokens_per_second"),
     "copy": ("milliseconds", "bytes"),
     "matmul": ("milliseconds", "flops"),
     "mixed_batch": ("milliseconds", "tokens_per_second"),

@@ -202,7 +202,7 @@ LAYERS: dict[str, Callable[[Qwen2Model], None]] = {
 }
 if liger.INSTALLED:
     LAYERS |= {
-        f"{name}, Liger's norms and SwiGLU": with_liger(LAYERS[name])
+        f"{name}{liger.LIGER}": with_liger(LAYERS[name])
         for name in ("frozen (no adapter)", "RoSA", "RoSA, frozen by DLS", "LoRA r=16, all linears (peft)")
     }
 

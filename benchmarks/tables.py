@@ -95,6 +95,18 @@ def _training_row(row: Row, floor: Row | None) -> tuple:
     )
 
 
+def decode(machine: Machine) -> str:
+    """Decoding one token at a time: the time of a token by method, for every model and batch."""
+    measured = machine.rows("decode")
+    methods = [method for (method,) in _unique((row["provider"],) for row in measured)]
+    rows = []
+    for shape, batch, seq in _unique((row["shape"], row["batch"], row["seq"]) for row in measured):
+        found = [machine.find("decode", provider=m, shape=shape, batch=batch, seq=seq) for m in methods]
+        rows.append((shape, batch, seq, *(row and f"{row['milliseconds']:.3g}" for row in found)))
+    caption = f"Milliseconds a token, means, random weights, bfloat16, unmerged: {about(machine.runs['decode'])}."
+    return f"**Decoding with a cache**\n\n{markdown(('model', 'batch', 'prompt', *methods), rows)}\n\n{caption}"
+
+
 def accuracy(machine: Machine) -> list[str]:
     """Errors of the ops against float64, the worst over all shapes; a table an op."""
     sections = []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from benchmarks.liger import LIGER
 from benchmarks.results import Machine, Row
 from benchmarks.tables import HEADINGS, bandwidth_share, markdown
 
@@ -91,16 +93,20 @@ def _pairs(machine: Machine, group: str, provider: str) -> Iterator[tuple[Row, R
 
 
 def _training(machine: Machine) -> Iterator[Outcome]:
-    for text, provider, quantity, goal in (
-        ("RoSA skip within 1.05x of the frozen floor's time", "frozen floor", "milliseconds", 1.05),
-        ("RoSA skip at most 0.75x of LoRA's time", "LoRA r=16", "milliseconds", 0.75),
-        ("RoSA skip at no more memory than LoRA", "LoRA r=16", "peak_bytes", 1.0),
+    for (text, provider, quantity, goal), end in itertools.product(
+        (
+            ("RoSA skip within 1.05x of the frozen floor's time", "frozen floor", "milliseconds", 1.05),
+            ("RoSA skip at most 0.75x of LoRA's time", "LoRA r=16", "milliseconds", 0.75),
+            ("RoSA skip at no more memory than LoRA", "LoRA r=16", "peak_bytes", 1.0),
+        ),
+        ("", LIGER),  # like with like
     ):
-        for ours in machine.rows("training_step", provider="RoSA skip"):
+        target = Target(f"{text}{end}", goal, at_least=False)
+        for ours in machine.rows("training_step", provider=f"RoSA skip{end}"):
             labels = {label: ours[label] for label in ("shape", "batch", "seq")}
-            theirs = machine.find("training_step", provider=provider, **labels)
+            theirs = machine.find("training_step", provider=f"{provider}{end}", **labels)
             if theirs and theirs[quantity] and ours[quantity]:
-                outcome = _outcome(machine, Target(text, goal, at_least=False), ours, ours[quantity] / theirs[quantity])
+                outcome = _outcome(machine, target, ours, ours[quantity] / theirs[quantity])
                 yield outcome if quantity == "milliseconds" else outcome._replace(bound="")
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import report, targets
+from benchmarks.liger import LIGER
 from benchmarks.results import ResultsError, machines, read
 
 ABOUT = {"device": "NVIDIA Made-Up 1", "date": "2020-01-02", "driver": "1.2", "commit": "abc1234", "torch": "2.11.0"}
@@ -58,6 +59,12 @@ def timed_rows():
             group="training_step", provider=method, mode="step", shape="Qwen2.5-7B", batch=2, seq=2048, flops=1.2e14,
             milliseconds=milliseconds, tokens_per_second=4096e3 / milliseconds, peak_bytes=peak, trainable_parameters=7,
         )  # fmt: skip
+    for batch in (1, 8):
+        for method, milliseconds in (("base", 20.0), ("RoSA", 25.0)):
+            yield dict(
+                group="decode", provider=method, mode="decode", shape="Qwen2.5-7B", batch=batch, seq=512,
+                milliseconds=milliseconds * batch, tokens_per_second=1e3 / milliseconds,
+            )  # fmt: skip
 
 
 def counted_rows():
@@ -109,7 +116,8 @@ def test_tables_hold_the_rows_and_say_where_they_are_from(runs):
     assert "| RoSA skip | 220 | 1.100 | 18,618 | 33.0 | 7 |" in gpu
     assert "| constant | Qwen2.5-7B, 2 x 230, both | Qwen2.5-7B, 2 x 2,048, both | " in gpu
     assert "| PROGRAMS = 256 | 2 | 2 | 2 |" in gpu and "| GEMMs and `rope_roae` | 3 | 3 | 3 |" in gpu
-    assert gpu.count("NVIDIA Made-Up 1, driver 1.2, 2020-01-02, commit abc1234, torch 2.11.0") == 8
+    assert gpu.count("NVIDIA Made-Up 1, driver 1.2, 2020-01-02, commit abc1234, torch 2.11.0") == 9
+    assert "| model | batch | prompt | base | RoSA |" in gpu and "| Qwen2.5-7B | 8 | 512 | 160 | 200 |" in gpu
 
 
 def test_targets_say_met_or_missed_and_what_bounds(runs):
@@ -124,6 +132,47 @@ def test_targets_say_met_or_missed_and_what_bounds(runs):
     assert floor.value == pytest.approx(1.1) and floor.bound == "arithmetic: the base's matrix products are 68%"
     printed = targets.table(machine)
     assert "missed by 25%" in printed and "| met |" in printed
+
+
+def test_a_step_is_judged_at_every_number_of_tokens_and_beside_methods_with_ligers_norms_alone(save):
+    labels = dict(group="training_step", mode="step", shape="Qwen2.5-7B", batch=2, flops=1.2e14)
+    labels |= dict(tokens_per_second=1.0, trainable_parameters=7)
+    times = {
+        2048: {"frozen floor": 100.0, "RoSA skip": 105.0, "LoRA r=16": 140.0},
+        230: {"frozen floor": 50.0, "RoSA skip": 60.0, "LoRA r=16": 80.0},
+    }
+    rows = [
+        dict(labels, provider=f"{method}{end}", seq=seq, milliseconds=milliseconds * factor, peak_bytes=30e9)
+        for end, factor in (("", 1.0), (LIGER, 0.5))
+        for seq, of_methods in times.items()
+        for method, milliseconds in of_methods.items()
+    ]
+    (machine,) = machines([read(save("gpu.json", rows))])
+    found = {o.target.text: o for o in targets.outcomes(machine)}
+    assert len(found) == 6
+    for end in ("", LIGER):
+        floor = found[f"RoSA skip within 1.05x of the frozen floor's time{end}"]
+        assert floor.value == pytest.approx(1.2) and floor.place == "Qwen2.5-7B, 2 x 230"
+        lora = found[f"RoSA skip at most 0.75x of LoRA's time{end}"]
+        assert lora.value == pytest.approx(0.75) and lora.target.met(lora.value)
+        assert found[f"RoSA skip at no more memory than LoRA{end}"].target.met(1.0)
+
+
+@pytest.mark.parametrize(
+    ("provider", "met", "missed"), [("eager", 8.0, 7.9), ("compiled", 1.3, 1.29), ("liger", 0.8, 0.79)]
+)
+def test_an_op_is_judged_from_two_times_2048_tokens_on(save, provider, met, missed):
+    def outcomes(factor):
+        rows = []
+        for case in CASES[:3]:
+            # With few tokens the ratios do not count.
+            slower = factor if case["batch"] * case["seq"] >= 4096 else 0.1
+            for name, milliseconds in (("fused", 1.0), (provider, slower)):
+                rows.append(dict(case, group="rope_roae", provider=name, mode="both", milliseconds=milliseconds))
+        return targets.outcomes(machines([read(save("gpu.json", rows))])[0])
+
+    (good,), (bad,) = outcomes(met), outcomes(missed)
+    assert good.target.met(good.value) and not bad.target.met(bad.value)
 
 
 @pytest.mark.parametrize(
