@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DataCollatorWithFlattening, PreTrainedModel, TrainerCallback
 from transformers.utils.generic import is_flash_attention_requested
 
-# Two texts of any tokens, and how much of `leak` may be rounding. Dense attention is at 0, in 16 bits too; the tiny model
-# that leaked least, which has state-space layers beside attention, at 0.06.
+# Two texts of any tokens, and how much of `leak` may be rounding. Dense attention is at 0, in 16 bits too; the tiny
+# model that leaked least, which has state-space layers beside attention, at 0.06.
 _TEXTS = ([1, 2, 3, 4], [5, 6, 7, 8])
 _TOLERANCE = 0.02
 
