@@ -98,6 +98,11 @@ def contents(folder):
         (["--dls", "false"], "dls was True, now False"),
         (["--max_length", "2000"], "max_length was 2048, now 2000"),
         (["--gradient_accumulation_steps", "1"], "rows of a step was 4, now 2"),
+        (["--padding_free"], "padding_free was False, now True"),
+        (
+            ["--train_sampling_strategy", "group_by_length"],
+            "train_sampling_strategy was random, now group_by_length",
+        ),
     ],
 )
 def test_another_setting_is_refused_by_name(base, data, copy, options, message):
