@@ -72,7 +72,26 @@ def plan_road(model: nn.Module, config: RoadConfig) -> RoadPlan:
         fault = pairing.fault(site.width)
         if fault:
             raise ValueError(f"{plain(site.name)} cannot be paired by pairing={config.pairing!r}: {fault}")
+    refuse_overwriting(model, config)
     return RoadPlan(config, describe_road(model), sites, pairings, [s for s in rotating if _takes_outputs(s)])
+
+
+def refuse_overwriting(model: nn.Module, config: RoadConfig) -> None:
+    """Refuses RoAd_1 where Liger's gated MLPs would overwrite what it keeps for backward, its own outputs.
+
+    They write their gradients there behind autograd's back.
+
+    Raises:
+        ValueError: the variant is 1, and a chosen linear layer is in an MLP whose forward is Liger's.
+    """
+    for site in chosen_sites(model, config) if config.variant == 1 else ():
+        parent = model.get_submodule(site.name.rpartition(".")[0])
+        if (getattr(parent.forward, "__module__", None) or "").startswith("liger_kernel"):
+            raise ValueError(
+                f"RoAd of variant 1 keeps the output of {plain(site.name)} for backward, and Liger's MLP overwrites it: the "
+                "gradients would be wrong. Use variant=2, or let Liger leave the MLP alone (swiglu=False or "
+                'geglu=False; in TrainingArguments liger_kernel_config={"swiglu": False})'
+            )
 
 
 def chosen_sites(model: nn.Module, config: RoadConfig) -> list[LinearSite]:

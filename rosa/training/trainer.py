@@ -15,10 +15,12 @@ from transformers import TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINING_ARGS_NAME
 
+from rosa.adapters.config import RoadConfig
 from rosa.adapters.disk import load_adapter
 from rosa.adapters.parameters import trainable_parameters
 from rosa.adapters.plan import method_of
 from rosa.adapters.record import is_patched, patched
+from rosa.adapters.road_plan import refuse_overwriting
 from rosa.adapters.saving import save_adapter
 from rosa.adapters.switching import active_adapter
 from rosa.models.sharding import shard_state, whole_state
@@ -53,8 +55,8 @@ class RosaTrainer(SelectiveTrainer):
         layer_selection (DynamicLayerSelection or None): the wrapped optimizer, once training has begun.
 
     Raises:
-        ValueError: the model is not patched, `dls` is another word than "auto", or Accelerate is configured for FSDP1,
-            or DeepSpeed for an optimizer of its own.
+        ValueError: the model is not patched, `dls` is another word than "auto", Accelerate is configured for FSDP1, or
+            DeepSpeed for an optimizer of its own, or Liger's MLPs would overwrite what RoAd of variant 1 keeps.
     """
 
     def __init__(
@@ -68,7 +70,10 @@ class RosaTrainer(SelectiveTrainer):
         if not is_patched(model):
             raise ValueError(f"RosaTrainer trains patched models: call rosa.patch on this {type(model).__name__} first")
         with _carrying_an_adapter(model):
-            super().__init__(model, args, dls=_selection(model, dls), **kwargs)
+            super().__init__(model, args, dls=_selection(model, dls), **kwargs)  # applies Liger's kernels
+        config = patched(model)[1].active_adapter.config
+        if isinstance(config, RoadConfig):
+            refuse_overwriting(model, config)
         if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
             raise ValueError("RosaTrainer runs under FSDP2: set fsdp_version to 2 in the configuration of FSDP")
         self.data_collator = functools.partial(_count_positions, self.data_collator)

@@ -88,3 +88,29 @@ def test_a_function_that_rotates_in_no_known_way_is_named_with_its_library(make_
     ):
         rosa.patch(make_model())
     assert modeling_qwen2.apply_rotary_pos_emb is rotate
+
+
+OVERWRITTEN = "keeps the output of .*gate_proj for backward, and Liger's MLP overwrites it.*variant=2"
+
+
+@pytest.fixture
+def _the_familys_own_mlp_after(monkeypatch):
+    monkeypatch.setattr(modeling_qwen2, "Qwen2MLP", modeling_qwen2.Qwen2MLP)
+
+
+@pytest.mark.usefixtures("_the_familys_own_mlp_after")
+def test_road_1_is_refused_where_ligers_mlp_would_overwrite_what_it_keeps(make_model, tmp_path):
+    mlp_alone = ROPE_ALONE | dict(rope=False, swiglu=True)
+    model, patched_first = make_model(), make_model()
+    rosa.patch(patched_first, rosa.RoadConfig(variant=1))
+    apply_liger_kernel_to_qwen2(**mlp_alone, model=model)
+    with pytest.raises(ValueError, match=OVERWRITTEN):
+        rosa.patch(model, rosa.RoadConfig(variant=1))
+    assert not rosa.is_patched(model)
+    rosa.patch(model, rosa.RoadConfig(variant=1, targets=("q_proj", "v_proj")))
+    rosa.unpatch(model)
+    rosa.patch(model, rosa.RoadConfig(variant=2))
+
+    apply_liger_kernel_to_qwen2(**mlp_alone, model=patched_first)
+    with pytest.raises(ValueError, match=OVERWRITTEN):
+        rosa.RosaTrainer(patched_first, TrainingArguments(str(tmp_path), report_to=[]))
