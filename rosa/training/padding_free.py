@@ -40,8 +40,8 @@ class RowsApart(TrainerCallback):
         collate (callable): what the batches are made with.
 
     Raises:
-        ValueError: when training begins; a row sees another one, its positions go on from it, or the batches would be
-            shared out over several GPUs by one process.
+        ValueError: when training begins; a row sees another one, or one process would share out the batches over
+            several GPUs.
     """
 
     def __init__(self, collate: Callable[[list], dict[str, Any]]):
