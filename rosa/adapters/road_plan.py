@@ -88,7 +88,7 @@ def refuse_overwriting(model: nn.Module, config: RoadConfig) -> None:
         parent = model.get_submodule(site.name.rpartition(".")[0])
         if (getattr(parent.forward, "__module__", None) or "").startswith("liger_kernel"):
             raise ValueError(
-                f"RoAd of variant 1 keeps the output of {plain(site.name)} for backward, and Liger's MLP overwrites it: "
+                f"RoAd_1 keeps the output of {plain(site.name)} for backward, and Liger's MLP overwrites it; "
                 "its gradients would be wrong. Use variant=2, or let Liger leave the MLP alone (swiglu=False or "
                 'geglu=False; in TrainingArguments liger_kernel_config={"swiglu": False})'
             )
