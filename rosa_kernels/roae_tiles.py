@@ -17,7 +17,7 @@ from rosa_kernels.heads import load_pairs, load_rotary, store_pairs
 
 
 class Shape(NamedTuple):
-    """What a binary is made for. A rank of tokens, pairs or ranks that is no power of 2 is padded to a BLOCK."""
+    """What a binary is made for. Each BLOCK is a power of 2, with room for what it holds."""
 
     HEADS: Any
     KEY_HEADS: Any
