@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install demo test bench lint clean
+.PHONY: install demo base test bench lint clean
 
 install: .venv/installed
 
@@ -22,6 +22,12 @@ install: .venv/installed
 
 demo: install
 	$(BIN)/rosa demo
+
+# Real weights, and the rows of the study on them (docs/results.md): DATA is a folder of LLM-Adapters' rows.
+DATA ?= ../shared/data
+base: install
+	$(PIP) gguf
+	$(BIN)/python -m benchmarks.smollm2 --data $(DATA)
 
 # A thread for each process: more would only wait for each other. A file at a time, whose fixtures are made once.
 test: .venv/installed-for-tests

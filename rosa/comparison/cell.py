@@ -96,6 +96,7 @@ def _trained(cell: Cell, inputs: Inputs) -> tuple[dict[str, Any], PreTrainedMode
     trainer = finetune(job, args)
     number, total = trainable(trainer.model)
     trained_here = trainer.tokens_per_second is not None
+    course = list(trainer.state.log_history)
     training = {
         "seed": args.seed,
         "learning_rate": args.learning_rate,
@@ -106,6 +107,7 @@ def _trained(cell: Cell, inputs: Inputs) -> tuple[dict[str, Any], PreTrainedMode
         # A process that found nothing left to train has seen no step's memory.
         "peak_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() and trained_here else None,
         "validation_loss": trainer.evaluate()["eval_loss"] if job.val_size else None,
+        "course": course,
     }
     _write(cell, TRAINING_NAME, inputs, training)
     return training, trainer.model

@@ -14,6 +14,7 @@ from rosa.training.finetune_arguments import option_names, unread_options
 from rosa.training.methods import OURS, ROSA
 
 BASE = "base"  # the row of the model as it is
+GRID = "learning_rates"
 
 # Options of `rosa train` that the comparison gives each cell itself.
 _OF_THE_CELL = {"config", "help", "model", "output", "seed", "resume", "overwrite"}
@@ -83,9 +84,10 @@ class Comparison:
             micro-average.
         side_tasks (str): tasks outside the micro-average, named likewise; empty for none.
         data_dir (Path or None): the tasks' folders; None takes the data sets from the hub.
-        learning_rates (tuple of float): the grid from which each method gets its own, by validation loss; empty for
-            none: the options' learning rate counts.
+        learning_rates (tuple of float): the grid from which each method gets its own, by validation loss; a method with
+            `learning_rates` among its options has a grid of its own. Empty for none: the options' learning rate counts.
         tuning_seed (int): the seed of that choice, none of `seeds`.
+        tuning_steps (int or None): steps of a run of that choice; None takes as many as `train` says.
         decoding (Decoding): how answers are made.
         miniature (MiniatureRecipe or None): makes the base, the data and the tasks, which are then not given.
 
@@ -103,6 +105,7 @@ class Comparison:
     data_dir: Path | None = None
     learning_rates: tuple[float, ...] = ()
     tuning_seed: int = 0
+    tuning_steps: int | None = None
     decoding: Decoding = field(default_factory=Decoding)
     miniature: MiniatureRecipe | None = None
 
@@ -118,11 +121,18 @@ class Comparison:
             raise ValueError(f"the miniature makes its own model, data and tasks: leave out {', '.join(given)}")
         if self.miniature is None and not (self.models and self.tasks):
             raise ValueError("name at least one of the models and the tasks, or give miniature")
-        if any(rate <= 0 for rate in self.learning_rates):
-            raise ValueError(f"learning_rates must be above 0, got {list(self.learning_rates)}")
-        if self.learning_rates and self.tuning_seed in self.seeds:
+        grids = [self.learning_rates, *map(self.rates, self.methods)]
+        if any(rate <= 0 for grid in grids for rate in grid):
+            raise ValueError(
+                f"learning_rates must be above 0, got {next(list(g) for g in grids if min(g, default=1) <= 0)}"
+            )
+        if any(grids) and not all(grids[1:]):
+            raise ValueError("learning_rates: all methods choose theirs, or none")
+        if self.tuning_steps is not None and not (isinstance(self.tuning_steps, int) and self.tuning_steps >= 1):
+            raise ValueError(f"tuning_steps must be a whole number from 1, got {self.tuning_steps!r}")
+        if any(grids) and self.tuning_seed in self.seeds:
             raise ValueError(f"tuning_seed {self.tuning_seed} is one of the seeds: the test must be of runs unseen")
-        if self.learning_rates and not self.train.get("val_size"):
+        if any(grids) and not self.train.get("val_size"):
             raise ValueError("learning_rates are chosen by the loss on held-out rows: give train.val_size")
         for folders, what in (([BASE, *map(slug, self.methods)], "methods"), (map(_base_name, self.models), "models")):
             names = list(folders)
@@ -138,7 +148,8 @@ class Comparison:
 
     def cell(self, model: str, method: str, seed: int, learning_rate: float | None = None) -> Cell:
         """The cell of a model, method and seed; a learning rate, if given, takes the place of the options' own."""
-        settings = {**self.train, **self.methods[method], "model": model, "seed": seed}
+        options = {name: value for name, value in self.methods[method].items() if name != GRID}
+        settings = {**self.train, **options, "model": model, "seed": seed}
         if learning_rate is not None:
             settings["learning_rate"] = learning_rate
         return Cell(self._folder(model, method) / f"seed-{seed}", model, method, settings)
@@ -146,7 +157,13 @@ class Comparison:
     def tuning_cell(self, model: str, method: str, learning_rate: float) -> Cell:
         """The cell that tries a learning rate."""
         cell = self.cell(model, method, self.tuning_seed, learning_rate)
-        return replace(cell, folder=self._folder(model, method) / f"tuning-{learning_rate:g}", tests=False)
+        steps = {} if self.tuning_steps is None else {"max_steps": self.tuning_steps}
+        folder = self._folder(model, method) / f"tuning-{learning_rate:g}"
+        return replace(cell, settings={**cell.settings, **steps}, folder=folder, tests=False)
+
+    def rates(self, method: str) -> tuple[float, ...]:
+        """The learning rates from which a method gets its own."""
+        return tuple(self.methods[method].get(GRID, self.learning_rates))
 
     def _folder(self, model: str, method: str) -> Path:
         return self.output / "cells" / _base_name(model) / slug(method)
@@ -200,14 +217,16 @@ def _converted(given: dict[str, Any], file: Path) -> dict[str, Any]:
     check_keys(train, options | {"seed"}, "train")  # the seed of a single run, where `train` is a file
     methods = {name: mapping(value, f"methods: {name}") for name, value in methods.items()}
     for name, value in methods.items():
-        check_keys(value, options, f"methods: {name}")
+        check_keys(value, options | {GRID}, f"methods: {name}")
+        if GRID in value:
+            value[GRID] = _rates(value[GRID], f"methods: {name}: {GRID}")
         unread = sorted(value.keys() & _unread({**train, **value}))
         if unread:
             raise ValueError(f"methods: {name}: nothing reads {', '.join(unread)} in a run of this method")
     values = given | {"output": Path(given["output"]), "train": train, "methods": methods}
     values |= {name: tuple(_listed(given[name], name)) for name in ("seeds", "models") if name in given}
-    if "learning_rates" in given:
-        values["learning_rates"] = tuple(float(rate) for rate in _listed(given["learning_rates"], "learning_rates"))
+    if GRID in given:
+        values[GRID] = _rates(given[GRID], GRID)
     values |= {name: _names(given[name], name) for name in ("tasks", "side_tasks") if name in given}
     if given.get("data_dir") is not None:
         values["data_dir"] = Path(given["data_dir"])
@@ -235,6 +254,10 @@ def _names(value: object, name: str) -> str:
     if not isinstance(names, list) or not all(isinstance(part, str) for part in names):
         raise ValueError(f"{name} must be names with commas between, or a list of them, got {value!r}")
     return ",".join(names)
+
+
+def _rates(value: object, name: str) -> tuple[float, ...]:
+    return tuple(float(rate) for rate in _listed(value, name))
 
 
 def _listed(value: object, name: str) -> list:

@@ -49,9 +49,9 @@ def run(comparison: Comparison, jobs: int = 1) -> tuple[Comparison, list[dict[st
 def _run(comparison: Comparison, jobs: int) -> tuple[Comparison, list[dict[str, Any]]]:
     tuning = [
         comparison.tuning_cell(model, method, rate)
-        for rate in comparison.learning_rates
         for model in comparison.models
         for method in comparison.methods
+        for rate in comparison.rates(method)
     ]
     first = tuning or _cells(comparison, {})
     inputs = _check(comparison, first)

@@ -202,6 +202,7 @@ def parse(argv: list[str]) -> tuple[FinetuneArguments, TrainingArguments]:
     _check_read(parser, words, given)
     _check_range(given)
     del given["config"]  # read above
+    given["use_cpu"] |= bool(given["bf16"]) and not torch.accelerator.is_available()  # or transformers asks for it
     return parser.parse_dict(given | _automatic(given))
 
 
