@@ -16,6 +16,7 @@ from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.comparison.inputs import Inputs, check_unchanged
 from rosa.comparison.plan import Cell
 from rosa.evaluation.evaluate import evaluate
+from rosa.evaluation.loss import response_loss
 from rosa.storage.files import replace_text
 from rosa.storage.locking import alone_in
 from rosa.storage.parsing import parse_object
@@ -48,7 +49,9 @@ def read_result(cell: Cell, inputs: Inputs) -> dict[str, Any] | None:
         raise ValueError(_refusal(cell, changed))
     tested, now = found["tested_with"], inputs.of_tests()
     wanted = now["tasks"]
-    if tested["rules"] != now["rules"] or any(tested["tasks"].get(name) != wanted[name] for name in wanted):
+    if any(tested.get(name) != now.get(name) for name in ("rules", "others")):
+        return None
+    if any(tested["tasks"].get(name) != wanted[name] for name in wanted):
         return None
     return found | {"tasks": {name: found["tasks"][name] for name in wanted}}
 
@@ -137,9 +140,10 @@ def _tested(cell: Cell, model: PreTrainedModel | None, inputs: Inputs) -> dict[s
     if model is None:
         model = load_trained(load_model(cell.model), cell.folder)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load_tokenizer(cell.model)
     found = evaluate(
         model,
-        load_tokenizer(cell.model),
+        tokenizer,
         inputs.rows,
         cell.folder,
         max_new_tokens=inputs.decoding.max_new_tokens,
@@ -147,7 +151,10 @@ def _tested(cell: Cell, model: PreTrainedModel | None, inputs: Inputs) -> dict[s
         # The weights of a reloaded model may be shaped otherwise, as AdaLoRA's are.
         made_with={**cell.settings, **inputs.of_training(cell)},
     )
-    return {"tasks": found.to_dict()["tasks"], "tested_with": inputs.of_tests()}
+    tests = {"tasks": found.to_dict()["tasks"], "tested_with": inputs.of_tests()}
+    if not inputs.others:
+        return tests
+    return tests | {"forgetting_loss": response_loss(model, tokenizer, inputs.others)}
 
 
 def _read(cell: Cell, name: str, inputs: Inputs) -> dict[str, Any] | None:

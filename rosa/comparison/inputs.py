@@ -25,12 +25,14 @@ class Inputs:
         data (mapping of str to str): the digest of the training rows by the data's name.
         tests (mapping of Task to sequence of dict): all test rows of every task.
         decoding (Decoding): how answers are made, and to how many rows.
+        others (sequence of dict): the rows whose loss shows what was forgotten; empty for none.
     """
 
     bases: Mapping[str, str]
     data: Mapping[str, str]
     tests: Mapping[Task, Sequence[dict]]
     decoding: Decoding
+    others: Sequence[dict] = ()
 
     @property
     def rows(self) -> dict[Task, Sequence[dict]]:
@@ -45,7 +47,8 @@ class Inputs:
     def of_tests(self) -> dict[str, Any]:
         """What an outcome's accuracies are made with."""
         tasks = {task.name: _of_task(task, rows) for task, rows in self.rows.items()}
-        return {"max_new_tokens": self.decoding.max_new_tokens, "rules": rules_digest(), "tasks": tasks}
+        others = {"others": digest(list(self.others))} if self.others else {}
+        return {"max_new_tokens": self.decoding.max_new_tokens, "rules": rules_digest(), "tasks": tasks, **others}
 
     def changed_tests(self, earlier: Mapping[str, Any]) -> list[str]:
         """What of an earlier outcome's tests, as `of_tests` told them, was asked otherwise than it would be now. More
@@ -70,11 +73,13 @@ def read_inputs(comparison: Comparison, cells: Iterable[Cell]) -> Inputs:
     names = ",".join(filter(None, (comparison.tasks, comparison.side_tasks)))
     tests = {task: load_test_rows(task, comparison.data_dir) for task in find_tasks(names, comparison.data_dir)}
     data = {cell.settings["data"] for cell in cells if cell.trains}
+    forgetting = comparison.forgetting
     return Inputs(
         bases={model: base_digest(model) for model in comparison.models},
         data={name: digest(load_rows(name)) for name in sorted(data)},
         tests=tests,
         decoding=comparison.decoding,
+        others=[] if forgetting is None else load_rows(forgetting.data)[: forgetting.rows],
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -70,6 +70,23 @@ class Decoding:
 
 
 @dataclass(frozen=True)
+class Forgetting:
+    """Rows of another kind than those trained on: by how much their loss rises, a model has forgotten.
+
+    Args:
+        data (str): as in `rosa train --data`.
+        rows (int): how many, from the first.
+    """
+
+    data: str
+    rows: int = 200
+
+    def __post_init__(self):
+        if not (isinstance(self.rows, int) and self.rows >= 1):
+            raise ValueError(f"forgetting: rows must be a whole number from 1, got {self.rows!r}")
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A comparison as its file describes it, key by key.
 
@@ -89,6 +106,7 @@ class Comparison:
         tuning_seed (int): the seed of that choice, none of `seeds`.
         tuning_steps (int or None): steps of a run of that choice; None takes as many as `train` says.
         decoding (Decoding): how answers are made.
+        forgetting (Forgetting or None): rows whose loss is measured beside the tests, `forgetting_loss` of an outcome.
         miniature (MiniatureRecipe or None): makes the base, the data and the tasks, which are then not given.
 
     Raises:
@@ -107,6 +125,7 @@ class Comparison:
     tuning_seed: int = 0
     tuning_steps: int | None = None
     decoding: Decoding = field(default_factory=Decoding)
+    forgetting: Forgetting | None = None
     miniature: MiniatureRecipe | None = None
 
     def __post_init__(self):
@@ -230,7 +249,7 @@ def _converted(given: dict[str, Any], file: Path) -> dict[str, Any]:
     values |= {name: _names(given[name], name) for name in ("tasks", "side_tasks") if name in given}
     if given.get("data_dir") is not None:
         values["data_dir"] = Path(given["data_dir"])
-    for name, made in (("decoding", Decoding), ("miniature", MiniatureRecipe)):
+    for name, made in (("decoding", Decoding), ("forgetting", Forgetting), ("miniature", MiniatureRecipe)):
         if name in given:
             values[name] = _built(made, given[name], name)
     return values
@@ -240,6 +259,9 @@ def _built(made: type, value: object, place: str) -> Any:
     """A dataclass from a mapping of its fields, and so on where a field is one itself."""
     parts, types = mapping(value, place), get_type_hints(made)
     check_keys(parts, types, place)
+    missing = [f.name for f in fields(made) if f.default is f.default_factory is MISSING and f.name not in parts]
+    if missing:
+        raise ValueError(f"{place} must give {', '.join(missing)}")
     nested = {key: _built(types[key], parts[key], f"{place}: {key}") for key in parts if is_dataclass(types[key])}
     return made(**{**parts, **nested})
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rosa.comparison.plan import Comparison, slug
+from rosa.comparison.plan import GRID, Comparison, slug
 from rosa.comparison.statistics import Summary, summarise
 from rosa.comparison.tables import csv_table, latex, markdown
 from rosa.evaluation.tasks import find_tasks
@@ -58,6 +58,7 @@ def k_ratio_points(comparison: Comparison, rows: Sequence[Summary]) -> list[tupl
     points = {}
     for row in rows:
         options = comparison.methods.get(row.method, {"base": True})
+        options = {name: value for name, value in options.items() if name != GRID}
         share = 1.0 if options == {"dls": False} else options.get("dls_k_ratio", 0.5)
         if options.keys() <= {"dls_k_ratio"} or options == {"dls": False}:
             points[float(share)] = (float(share), row.micro.mean, row.micro.half_width)

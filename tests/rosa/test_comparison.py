@@ -88,17 +88,28 @@ def results(path):
 
 
 @pytest.fixture(scope="module")
-def finished(files, tmp_path_factory):
-    """A comparison that has run, with a grid of learning rates; its folder."""
+def grid(files):
+    """The settings of a comparison in which RoSA has a grid of its own, and rows show what was forgotten."""
+    methods = {**SETTINGS["methods"], "RoSA": {"rank": 4, "learning_rates": ["1e-3", 0.02]}}
+    forgetting = {"data": str(files / "rows.json"), "rows": 3}
+    rates = {"learning_rates": [0.001, 0.05], "tuning_seed": 7, "tuning_steps": 3}
+    return {"methods": methods, "forgetting": forgetting, **rates}
+
+
+@pytest.fixture(scope="module")
+def finished(files, grid, tmp_path_factory):
+    """A comparison that has run, with grids of learning rates; its folder."""
     path = tmp_path_factory.mktemp("comparison")
-    main(["compare", "--config", str(write(path, files, learning_rates=["1e-3", 0.05], tuning_seed=7)), "--jobs", "2"])
+    main(["compare", "--config", str(write(path, files, **grid)), "--jobs", "2"])
     return path
 
 
 def test_every_cell_is_trained_and_tested_and_the_grid_before_them(finished):
     cells = results(finished / "out" / "cells" / "base")
-    grid = {f"{method}/tuning-{rate}" for method in ("RoSA", "LoRA") for rate in ("0.001", "0.05")}
-    assert cells.keys() == {"base"} | grid | {f"{method}/seed-{seed}" for method in ("RoSA", "LoRA") for seed in (1, 2)}
+    tuning = {"RoSA/tuning-0.001", "RoSA/tuning-0.02", "LoRA/tuning-0.001", "LoRA/tuning-0.05"}
+    assert cells.keys() == {"base"} | tuning | {
+        f"{method}/seed-{seed}" for method in ("RoSA", "LoRA") for seed in (1, 2)
+    }
     outcomes = read_outcomes(finished / "out" / "outcomes.jsonl")
     base, *tested = [outcome for outcome in outcomes if "tasks" in outcome]
     assert (base["method"], base["trainable"]) == ("base", 0)
@@ -108,15 +119,30 @@ def test_every_cell_is_trained_and_tested_and_the_grid_before_them(finished):
         assert outcome["tasks"].keys() == {"doubles", "words"}
         assert outcome["tasks"]["doubles"]["total"] == 4
         assert 0 < outcome["trainable"] < outcome["total"]
+        assert [entry["step"] for entry in outcome["course"]] == [4]
+        assert outcome["forgetting_loss"] > 0 and outcome["forgetting_loss"] != base["forgetting_loss"]
+
+
+def test_what_was_forgotten_is_measured_again_on_other_rows(finished, files, grid):
+    """Without answering or training again."""
+    before = results(finished)
+    trained = (finished / "out" / "cells" / "base" / "RoSA" / "seed-1" / "training.json").stat().st_mtime_ns
+    losses = []
+    for rows in (4, 3):
+        changed = grid | {"forgetting": {**grid["forgetting"], "rows": rows}}
+        main(["compare", "--config", str(write(finished, files, **changed))])
+        outcomes = read_outcomes(finished / "out" / "outcomes.jsonl")
+        losses.append([outcome["forgetting_loss"] for outcome in outcomes if "tasks" in outcome])
+    assert all(four != three for four, three in zip(*losses, strict=True))
+    assert results(finished).keys() == before.keys()
+    assert (finished / "out" / "cells" / "base" / "RoSA" / "seed-1" / "training.json").stat().st_mtime_ns == trained
 
 
 def test_each_method_takes_the_learning_rate_with_the_lower_validation_loss(finished):
     cells = finished / "out" / "cells" / "base"
-    for method in ("RoSA", "LoRA"):
-        found = {
-            rate: json.loads((cells / method / f"tuning-{rate}" / "result.json").read_text()) for rate in (0.001, 0.05)
-        }
-        assert all(outcome["seed"] == 7 and "tasks" not in outcome for outcome in found.values())
+    for method, rates in (("RoSA", (0.001, 0.02)), ("LoRA", (0.001, 0.05))):
+        found = {rate: json.loads((cells / method / f"tuning-{rate}" / "result.json").read_text()) for rate in rates}
+        assert all(o["seed"] == 7 and o["steps"] == 3 and "tasks" not in o for o in found.values())
         best = min(found, key=lambda rate: found[rate]["validation_loss"])
         assert json.loads((cells / method / "seed-1" / "result.json").read_text())["learning_rate"] == best
 
@@ -132,18 +158,18 @@ def test_the_table_is_written_in_three_forms(finished):
     assert r"\toprule" in (out / "table-base.tex").read_text()
 
 
-def test_finished_cells_are_not_repeated_and_new_seeds_are_added(finished, files):
+def test_finished_cells_are_not_repeated_and_new_seeds_are_added(finished, files, grid):
     before = results(finished)
-    config = write(finished, files, learning_rates=[0.001, 0.05], tuning_seed=7, seeds=[1, 2, 3])
+    config = write(finished, files, **grid, seeds=[1, 2, 3])
     main(["compare", "--config", str(config)])
     after = results(finished)
     assert len(after) == len(before) + 2
     assert all(after[name] == changed for name, changed in before.items())
 
 
-def test_other_settings_than_those_of_finished_cells_are_refused(finished, files, capsys):
+def test_other_settings_than_those_of_finished_cells_are_refused(finished, files, grid, capsys):
     train = {**SETTINGS["train"], "data": str(files / "rows.json"), "max_steps": 5}
-    config = write(finished, files, learning_rates=[0.001, 0.05], tuning_seed=7, train=train)
+    config = write(finished, files, **grid, train=train)
     before = results(finished)
     with pytest.raises(SystemExit):
         main(["compare", "--config", str(config)])
@@ -361,6 +387,12 @@ def test_a_loss_that_is_not_finite_is_an_outcome(files, tmp_path):
         ({"seeds": 1}, "seeds must be a list, got 1"),
         ({"learning_rates": [0.1], "tuning_seed": 1}, "tuning_seed 1 is one of the seeds"),
         ({"learning_rates": [-1]}, "learning_rates must be above 0"),
+        ({"methods": {"R": {"learning_rates": [0.1, 0]}}}, r"learning_rates must be above 0, got \[0.1, 0.0\]"),
+        ({"methods": {"R": {"learning_rates": 0.1}}}, "methods: R: learning_rates must be a list, got 0.1"),
+        ({"methods": {"R": {"learning_rates": [0.1]}, "L": {"method": "lora"}}}, "all methods choose theirs, or none"),
+        ({"tuning_steps": 0}, "tuning_steps must be a whole number from 1, got 0"),
+        ({"forgetting": {"data": "d", "rows": 0}}, "forgetting: rows must be a whole number from 1, got 0"),
+        ({"forgetting": {"rows": 5}}, "forgetting must give data"),
         ({"tasks": "doubels"}, "there is no task 'doubels': did you mean doubles?"),
         ({"data_dir": "nowhere"}, "nowhere"),
         ({"models": ["nowhere/at-all"]}, "no tokenizer can be loaded from nowhere/at-all"),
