@@ -1,5 +1,5 @@
-"""`rosa inspect`: where a model's activations are among the rotary frequencies, how layer selection went, and how far
-RoAd turns."""
+"""`rosa inspect`: where a model's activations are among the rotary frequencies, how layer selection went, and what an
+adapter does: RoSA's gains, RoAd's angles."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from rosa.adapters.config import RosaConfig
 from rosa.adapters.disk import load_adapter
 from rosa.adapters.folder import refuse_model_folder
 from rosa.adapters.pretrained import load_model, load_tokenizer
+from rosa.adapters.roae import RoAE
 from rosa.commands import DTYPES, parser
 from rosa.inspection import figures
 from rosa.inspection.activations import EnergyShare, energy_shares, measure, token_batches, usable_r_lows
 from rosa.inspection.angles import draw_turns, read_turns, turns_table
 from rosa.inspection.course import Course, read_course
+from rosa.inspection.gains import draw_gains, gains_table, measure_gains
 from rosa.training.data import load_rows, prompt, read_text
 
 OF_MODEL = ("text", "data", "limit", "r_low", "max_length", "batch_size", "dtype")
@@ -64,7 +66,8 @@ def _options() -> argparse.ArgumentParser:
     subject.add_argument("--model", help="folder or Hub name of the model to measure")
     subject.add_argument("--run", type=Path, help="output folder of a training run")
     options.add_argument(
-        "--adapter", help="folder of an adapter: with --model measured in it, and alone, of RoAd, its angles and scales"
+        "--adapter",
+        help="folder of an adapter: with --model measured in it, of RoSA its gains too; alone, of RoAd, its angles",
     )
     options.add_argument("--output", type=Path, default=Path("inspection"), help="default: %(default)s")
     measuring = options.add_argument_group("with --model")
@@ -112,6 +115,10 @@ def _inspect_model(args: argparse.Namespace) -> None:
     print(_shares_table(shares))
     _draw(args.output, layers, {"head_dimensions": figures.draw_head_dimensions, "layers": figures.draw_layers})
     _draw(args.output, shares, {"energy_share": figures.draw_energy_shares})
+    if any(isinstance(module, RoAE) for module in model.modules()):
+        gains = measure_gains(model, tqdm(batches, desc="measuring gains", unit="batch"))
+        print(f"\n{gains_table(gains)}")
+        _draw(args.output, gains, {"gains": draw_gains})
 
 
 def _texts(args: argparse.Namespace) -> list[str]:

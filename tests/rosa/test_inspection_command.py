@@ -102,6 +102,9 @@ def test_with_an_adapter_and_rows_it_measures_their_prompts_and_responses(base, 
     expected, bare = (shares_of(base, texts, [0.25, 0.5, 0.75, 1.0], adapter) for adapter in (True, False))
     assert both(tmp_path / "out") == pytest.approx([share.both for share in expected], rel=1e-4)
     assert both(tmp_path / "out") != pytest.approx([share.both for share in bare], rel=1e-2)
+    gains = table(tmp_path / "out" / "gains.csv")
+    assert {row["layer"] for row in gains} == {"0", "1"} and any(float(row["mean"]) != 1 for row in gains)
+    assert (tmp_path / "out" / "gains.png").exists()
 
 
 def test_a_run_is_shown(finished, tmp_path, capsys):
