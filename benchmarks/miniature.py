@@ -1,4 +1,4 @@
-"""From the outcomes of the miniature comparisons to docs/results.md and the README.
+"""From the outcomes of the miniature comparisons to docs/miniature.md.
 
     rosa compare --config configs/miniature.yaml --jobs 2          every method, tuned alike
     rosa compare --config configs/miniature_why.yaml --jobs 2      what holds RoSA back
@@ -33,21 +33,15 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = {name: ROOT / "configs" / f"{name}.yaml" for name in ("miniature", "miniature_why")}
 KEPT = {name: ROOT / "benchmarks" / "results" / name / OUTCOMES_NAME for name in CONFIGS}
 ENERGY = KEPT["miniature"].with_name("energy_share.csv")
-DOCUMENTS = {
-    ROOT / "docs" / "results.md": ("found", "table", "rates", "run", "why", "energy"),
-    ROOT / "README.md": ("miniature",),
-}
-PICTURE = ROOT / "docs" / "results_k_ratio.png"
+DOCUMENT = ROOT / "docs" / "miniature.md"
+PICTURE = ROOT / "docs" / "miniature_k_ratio.png"
 
 
 def parts() -> dict[str, str]:
-    """The documents' generated parts by name, from what is kept."""
+    """The document's generated parts by name, from what is kept."""
     comparison, outcomes = kept("miniature")
-    rows = summary(comparison, outcomes)
     return {
-        "found": found(comparison, rows),
-        "table": markdown(rows).strip(),
-        "miniature": short_table(rows),
+        "table": markdown(summary(comparison, outcomes)).strip(),
         "rates": rates_table(comparison, outcomes),
         "run": about(outcomes),
         "why": markdown(summary(*kept("miniature_why"))).strip(),
@@ -70,25 +64,6 @@ def summary(comparison: Comparison, outcomes: Sequence[dict[str, Any]]) -> list[
 def outcomes_of(outcomes: Sequence[dict[str, Any]], method: str) -> list[dict[str, Any]]:
     """The outcomes of one method."""
     return [outcome for outcome in outcomes if outcome["method"] == method]
-
-
-def found(comparison: Comparison, rows: Sequence[Summary]) -> str:
-    """What came out, as sentences: every method that is not a baseline against the best baseline."""
-    baselines = [row for row in rows if row.method in comparison.methods and comparison.is_baseline(row.method)]
-    best = max(baselines, key=lambda row: row.micro.mean)
-    lines = [f"The best baseline is {best.method}: {_interval(best)}."]
-    lines += [f"- **{row.method}**: {_interval(row)}. {verdict(row)}" for row in rows if row.difference is not None]
-    return "\n".join(lines)
-
-
-def short_table(rows: Sequence[Summary]) -> str:
-    """The table without its columns of single skills, best first."""
-    ranked = sorted(rows, key=lambda row: -row.micro.mean)
-    body = []
-    for row in (row for row in ranked if row.learning_rate is not None):
-        accuracies = (f"{spread.mean:.1f} ± {spread.deviation:.1f}" for spread in (row.micro, row.tasks[SEEN_TASK]))
-        body.append((row.method, f"{row.trainable:.2f}", *accuracies))
-    return markdown_table(("method", "trainable %", "unseen skills %", "left of the seen skills %"), body)
 
 
 def rates_table(comparison: Comparison, outcomes: Sequence[dict[str, Any]]) -> str:
@@ -124,21 +99,6 @@ def about(outcomes: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _interval(row: Summary) -> str:
-    return (
-        f"{row.micro.mean:.1f} % on the unseen skills (95 % interval {row.micro.mean - row.micro.half_width:.1f} to "
-        f"{row.micro.mean + row.micro.half_width:.1f}), {row.tasks[SEEN_TASK].mean:.1f} % left on the seen ones, "
-        f"{row.trainable:.2f} % trained"
-    )
-
-
-def verdict(row: Summary) -> str:
-    """Whether a method is ahead of the best baseline, behind it, or neither by the 95 % interval of the difference."""
-    low, high = (row.difference.mean + sign * row.difference.half_width for sign in (-1, 1))
-    side = "ahead of" if low > 0 else "behind" if high < 0 else "not to be told from"
-    return f"It is {side} the best baseline: {row.difference.mean:+.1f} points ({low:+.1f} to {high:+.1f})."
-
-
 def _loss(value: float | None, chosen: bool) -> str:
     if value is None:
         return "diverged"
@@ -155,10 +115,7 @@ def main() -> None:
             KEPT[name].parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(load_comparison(config).output / OUTCOMES_NAME, KEPT[name])
         shutil.copyfile(load_comparison(CONFIGS["miniature"]).output / "inspection" / ENERGY.name, ENERGY)
-    made = parts()
-    for file, names in DOCUMENTS.items():
-        text = fill(file.read_text(encoding="utf-8"), {name: made[name] for name in names})
-        file.write_text(text, encoding="utf-8")
+    DOCUMENT.write_text(fill(DOCUMENT.read_text(encoding="utf-8"), parts()), encoding="utf-8")
     comparison, outcomes = kept("miniature")
     draw_k_ratio(k_ratio_points(comparison, summary(comparison, outcomes)), PICTURE)
 
