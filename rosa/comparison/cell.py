@@ -25,6 +25,7 @@ from rosa.training.finetune import finetune
 from rosa.training.finetune_arguments import parse
 from rosa.training.methods import load_trained, resumes, trainable
 from rosa.training.resuming import changes, last_checkpoint, made_with
+from rosa.training.selective_trainer import SelectiveTrainer
 
 RESULT_NAME, TRAINING_NAME, LOG_NAME = "result.json", "training.json", "log.txt"
 PACKAGES = ("torch", "transformers", "peft")
@@ -109,11 +110,21 @@ def _trained(cell: Cell, inputs: Inputs) -> tuple[dict[str, Any], PreTrainedMode
         "tokens_per_second": trainer.tokens_per_second,
         # A process that found nothing left to train has seen no step's memory.
         "peak_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() and trained_here else None,
-        "validation_loss": trainer.evaluate()["eval_loss"] if job.val_size else None,
+        "validation_loss": _validation_loss(trainer) if job.val_size else None,
         "course": course,
     }
     _write(cell, TRAINING_NAME, inputs, training)
     return training, trainer.model
+
+
+def _validation_loss(trainer: SelectiveTrainer) -> float:
+    """Of the model as training left it; where the last step ended with it, as it was measured then."""
+    last = trainer.state.global_step
+    log = trainer.state.log_history
+    measured = [entry["eval_loss"] for entry in log if "eval_loss" in entry and entry["step"] == last]
+    if measured and not trainer.args.load_best_model_at_end:
+        return measured[-1]
+    return trainer.evaluate()["eval_loss"]
 
 
 def _goes_on(cell: Cell) -> bool:
