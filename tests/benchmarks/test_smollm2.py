@@ -1,0 +1,78 @@
+"""The study on real weights: its rows, its kept outcomes, and the page made of them."""
+
+import json
+
+import pytest
+
+from benchmarks import smollm2, smollm2_report
+from benchmarks.report import fill
+from rosa.comparison.fit import check_options
+
+STUDIES = {task: smollm2_report.Study(task) for task in smollm2_report.TASKS}
+
+
+def rows(name, count):
+    return [{"instruction": f"{name} {i}", "input": "", "output": "true", "answer": "true"} for i in range(count)]
+
+
+def test_training_rows_are_as_many_of_both_and_tests_are_samples(tmp_path, monkeypatch):
+    monkeypatch.setattr(smollm2, "FOLDER", tmp_path / "out")
+    files = {"training/math_data.json": rows("problem", 40)}
+    for kind, names in smollm2.TESTS.items():
+        for name in names:
+            files[f"benchmarks/{name}/test.json"] = rows(name, 400)
+            if kind == "commonsense":
+                files[f"benchmarks/{name}/train.json"] = rows(f"{name} train", 30)
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+    smollm2.make_rows(tmp_path)
+
+    def read(name):
+        return json.loads((tmp_path / "out" / name).read_text())
+
+    first = read("commonsense.json")
+    assert len(read("arithmetic.json")) == 40 == len(first) == len({row["instruction"] for row in first})
+    assert len({row["instruction"].split(" train")[0] for row in first}) == 4  # some of every set
+    assert (len(read("tests/gsm8k/test.json")), len(read("tests/boolq/test.json"))) == (200, 300)
+    smollm2.make_rows(tmp_path)
+    assert read("commonsense.json") == first
+
+
+@pytest.mark.parametrize("task", STUDIES)
+def test_every_option_of_the_study_is_one(task):
+    comparison = STUDIES[task].comparison
+    for method in comparison.methods:
+        assert len(comparison.rates(method)) >= 4
+        check_options(comparison.cell("any model", method, 0))
+
+
+@pytest.mark.parametrize("task", STUDIES)
+def test_what_is_kept_was_made_with_the_configuration(task):
+    study = STUDIES[task]
+    comparison, (model,) = study.comparison, study.comparison.models
+    kept = {path.parent for path in (smollm2_report.ROOT / comparison.output / "cells").glob("*/*/*/result.json")}
+    for name in comparison.methods:
+        cells = [comparison.tuning_cell(model, name, rate) for rate in comparison.rates(name)]
+        if name in study.rates:
+            cells += [comparison.cell(model, name, seed, study.rates[name]) for seed in comparison.seeds]
+        for cell in cells:
+            folder = smollm2_report.ROOT / cell.folder
+            if folder in kept:
+                kept.remove(folder)
+                found = json.loads((folder / "result.json").read_text())["settings"]
+                assert found == json.loads(json.dumps(dict(cell.settings)))
+    assert not kept, "results of no cell of the configuration"
+
+
+def test_the_chosen_rate_is_that_of_the_lowest_loss():
+    study = STUDIES["arithmetic"]
+    for name, by_rate in study.tried.items():
+        lowest = min(by_rate, key=lambda rate: by_rate[rate].get("validation_loss", float("inf")))
+        assert study.rates[name] == lowest
+
+
+def test_the_page_has_what_the_outcomes_give():
+    file = smollm2_report.ROOT / "docs" / "results.md"
+    text = file.read_text(encoding="utf-8")
+    assert text == fill(text, smollm2_report.parts()), "run `python -m benchmarks.smollm2_report`"
