@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from scipy import stats
@@ -39,6 +40,7 @@ class Summary(NamedTuple):
         diverged (int): seeds whose loss was no longer finite.
         difference (Spread or None): in micro-average, to the best baseline, seed by seed.
         p_value (float or None): of that difference, by a paired t-test over seeds; None for baselines.
+        printed (dict): what a printed table says in this place, by task, `trainable` or `micro-average`.
     """
 
     method: str
@@ -52,6 +54,7 @@ class Summary(NamedTuple):
     diverged: int
     difference: Spread | None
     p_value: float | None
+    printed: dict[str, Decimal]
 
 
 def summarise(
@@ -75,7 +78,13 @@ def summarise(
     best = best_baseline({name: scores[name] for name in comparison.methods if comparison.is_baseline(name)})
     measured = [name for name in comparison.methods if not comparison.is_baseline(name)] if best else []
     return [
-        _summary(name, found, scores[name], scores[best] if name in measured else None)
+        _summary(
+            name,
+            found,
+            scores[name],
+            scores[best] if name in measured else None,
+            comparison.printed.of(model, name, averaged),
+        )
         for name, found in by_method.items()
         if scores[name]
     ]
@@ -110,7 +119,11 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def _summary(
-    method: str, outcomes: Sequence[dict[str, Any]], micro: Mapping[int, float], best: Mapping[int, float] | None
+    method: str,
+    outcomes: Sequence[dict[str, Any]],
+    micro: Mapping[int, float],
+    best: Mapping[int, float] | None,
+    printed: dict[str, Decimal],
 ) -> Summary:
     tested = [outcome for outcome in outcomes if "tasks" in outcome]
     first = tested[0]
@@ -135,4 +148,5 @@ def _summary(
         difference=spread(differences) if shared else None,
         # The paired test: one of the differences against 0.
         p_value=float(stats.ttest_1samp(differences, 0).pvalue) if shared[1:] else None,
+        printed=printed,
     )
