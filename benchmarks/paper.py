@@ -3,8 +3,7 @@
     python -m benchmarks.paper            writes the tables into docs/paper.md
     python -m benchmarks.paper --print    prints them
 
-The models are built without memory from their configurations, and `rosa.training.methods.attach` makes them trainable
-as `rosa train` does. What a decoder layer saves for backward is counted on tensors that have shapes and no values, by
+What a decoder layer saves for backward is counted on tensors that have shapes and no values, by
 running the layer as `--bf16 true` runs it.
 """
 
@@ -15,7 +14,6 @@ import functools
 import math
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,32 +23,16 @@ if __name__ == "__main__":
     os.environ.setdefault("ROSA_BACKEND", "triton")
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, Qwen2Config
 
 from benchmarks import scaling, static
-from benchmarks.presets import PRESETS, QWEN
+from benchmarks.paper_counts import MODELS, build, methods, sizes
+from benchmarks.paper_printed import averages_table, newer_table, parameters_table, table
 from benchmarks.report import fill
 from rosa.models.decoder import decoder_layers
-from rosa.storage.settings import as_arguments, load_settings
-from rosa.training.finetune_arguments import FinetuneArguments, parse
-from rosa.training.methods import attach, trainable
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "paper.md"
-CONFIGS = ROOT / "configs" / "paper"
-MODELS = {
-    **scaling.MODELS,
-    "Qwen2.5-0.5B": PRESETS["0.5b"],
-    "Qwen2.5-1.5B": PRESETS["1.5b"],
-    "Qwen2.5-3B": Qwen2Config(
-        vocab_size=151936, hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16,
-        num_key_value_heads=2, tie_word_embeddings=True, **QWEN,
-    ),
-}  # fmt: skip
-PAPER = {"Qwen2.5-7B": 0.261, "Llama-3.1-8B": 0.329, "Gemma-2-9B": 0.363}  # RoSA's trainable percentages, Table 1
-
 CARD, CONTEXT = 24 * 2**30, 2**30  # bytes of an RTX 3090 or 4090, and about what CUDA itself takes
 ROWS, LENGTH = 2, 2048  # the paper's micro-batch at its longest
 IN_MEMORY = ("RoSA", "LoRA", "DoRA")
@@ -87,74 +69,6 @@ def lengths(texts: Sequence[str]) -> Lengths:
     """The lengths of these texts, at least one."""
     sizes = sorted(map(len, texts))
     return Lengths(len(sizes), round(sum(sizes) / len(sizes)), sizes[int(0.99 * len(sizes))], sizes[-1])
-
-
-@functools.cache
-def methods() -> dict[str, FinetuneArguments]:
-    """The methods and the ablations of `configs/paper` by name, as `rosa train` would take them."""
-    listed = load_settings(CONFIGS / "methods.yaml") | load_settings(CONFIGS / "ablations.yaml")["methods"]
-    needed = {"model": "model", "data": "data", "output": "output"}
-    return {name: parse(as_arguments(needed | options))[0] for name, options in listed.items()}
-
-
-class Sizes(NamedTuple):
-    """A model with a method: numbers of parameters, and bytes."""
-
-    trained: int
-    total: int  # the adapter included
-    frozen_bytes: int
-    trained_bytes: int
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Sizes:
-        parameters = list(model.parameters())
-        trained = sum(p.nbytes for p in parameters if p.requires_grad)
-        return cls(*trainable(model), sum(p.nbytes for p in parameters) - trained, trained)
-
-
-def build(name: str, job: FinetuneArguments, layers: int) -> nn.Module:
-    """The first decoder layers of a model in bfloat16, its embeddings and head, on the meta device, with a method."""
-    config = type(MODELS[name])(**MODELS[name].to_dict() | {"num_hidden_layers": layers, "layer_types": None})
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    # BOFT reads from tables that it makes, and so these must have values.
-    with nullcontext() if job.method == "boft" else torch.device("meta"):
-        return attach(model, job.method, config=job.config, settings=job.peft_settings)
-
-
-@functools.cache
-def sizes(name: str, method: str) -> Sizes:
-    """Counts a model with a method of `methods()`. All layers are alike: the second is taken for all that follow."""
-    one, two = (Sizes.of(build(name, methods()[method], layers)) for layers in (1, 2))
-    return Sizes(*(a + (MODELS[name].num_hidden_layers - 1) * (b - a) for a, b in zip(one, two, strict=True)))
-
-
-def boft(name: str, factors: int) -> tuple[int, int]:
-    """Trained parameters and all of BOFT with some butterfly factors, each of as many parameters as the first.
-
-    peft makes one factor, unless it can compile its CUDA extension.
-    """
-    model = build(name, methods()["BOFT"], layers=1)
-    owned = {key: p for key, p in model.named_parameters() if p.requires_grad}
-    blocks = sum(p.numel() // len(p) for key, p in owned.items() if "boft_R" in key)
-    scales = sum(p.numel() for key, p in owned.items() if "boft_s" in key)
-    found = sizes(name, "BOFT")
-    number = MODELS[name].num_hidden_layers * (factors * blocks + scales)
-    return number, found.total - found.trained + number
-
-
-@functools.cache
-def percentages() -> dict[str, list[float]]:
-    """Trainable parameters in percent, by method and in the order of MODELS: each method of the main tables, and of the
-    ablations those that train another number than RoSA."""
-    counts = {method: [sizes(name, method)[:2] for name in MODELS] for method in methods() if method != "BOFT"}
-    counts |= {
-        f"BOFT, {word}": [boft(name, n) for name in MODELS] for n, word in ((1, "one factor"), (2, "two factors"))
-    }
-    same = [method for method in counts if method != "RoSA" and counts[method] == counts["RoSA"]]
-    return {
-        method: [100 * number / total for number, total in row] for method, row in counts.items() if method not in same
-    }
 
 
 @functools.cache
@@ -223,13 +137,6 @@ def tokens(characters: int) -> int:
     return math.ceil(characters / CHARACTERS_A_TOKEN)
 
 
-def parameters_table() -> str:
-    cells = {method: [f"{value:.3f}" for value in row] for method, row in percentages().items()}
-    printed = [f"{PAPER[name]:.3f}" if name in PAPER else "" for name in MODELS]
-    rows = {"RoSA, as the paper prints it": printed, "RoSA": cells.pop("RoSA"), **cells}
-    return _table(["trainable, in %", *MODELS], [[method, *row] for method, row in rows.items()])
-
-
 def memory_table() -> str:
     real = tokens(max(found.longest for found in LENGTHS.values()))
     rows = []
@@ -244,7 +151,7 @@ def memory_table() -> str:
             ])  # fmt: skip
     head = ["model", "method", "base", "trained", "MiB a token", "most tokens", "with checkpoints"]
     head += [title for n in (LENGTH, real) for title in (f"{ROWS} x {n:,}", "with checkpoints")]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def lengths_table() -> str:
@@ -257,7 +164,7 @@ def lengths_table() -> str:
         "rows of", "number", "characters, mean", "99 of 100 at most", "longest", "tokens, mean", "99 of 100 at most",
         "longest",
     ]  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def savings_table() -> str:
@@ -277,22 +184,19 @@ def savings_table() -> str:
         rows.append([name, *(f"{size / GIB:.2f}" for size in bases + saving)])
     head = ["model", "base in bfloat16", *(f"in {bits}" for bits in BITS), "RoSA between selections saves"]
     head += [f"ZeRO-1 on {RANKS} GPUs saves: RoSA", "LoRA"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _fits(size: float) -> str:
     return f"{size / GIB:.1f} {'✓' if size <= CARD - CONTEXT else '✗'}"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def tables() -> dict[str, str]:
     """The document's generated parts by name."""
     return {
         "parameters": parameters_table(),
+        "newer": newer_table(),
+        "averages": averages_table(),
         "memory": memory_table(),
         "lengths": lengths_table(),
         "savings": savings_table(),

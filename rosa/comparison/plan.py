@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from rosa.comparison.narrowing import changed, only
+from rosa.comparison.printed import Printed, read_printed
 from rosa.miniature.make import MiniatureRecipe
-from rosa.storage.settings import as_arguments, check_keys, load_settings, mapping
+from rosa.storage.settings import as_arguments, check_keys, load_settings, mapping, mapping_or_file
 from rosa.training.finetune_arguments import option_names, unread_options
 from rosa.training.methods import OURS, ROSA
 
@@ -107,6 +109,7 @@ class Comparison:
         tuning_steps (int or None): steps of a run of that choice; None takes as many as `train` says.
         decoding (Decoding): how answers are made.
         forgetting (Forgetting or None): rows whose loss is measured beside the tests, `forgetting_loss` of an outcome.
+        printed (Printed): figures to set beside those measured; in the file, the name of a CSV file as seen from it.
         miniature (MiniatureRecipe or None): makes the base, the data and the tasks, which are then not given.
 
     Raises:
@@ -126,6 +129,7 @@ class Comparison:
     tuning_steps: int | None = None
     decoding: Decoding = field(default_factory=Decoding)
     forgetting: Forgetting | None = None
+    printed: Printed = field(default_factory=Printed)
     miniature: MiniatureRecipe | None = None
 
     def __post_init__(self):
@@ -193,11 +197,13 @@ class Comparison:
         return options.get("method", ROSA) not in OURS and not options.get("dls")
 
 
-def load_comparison(file: Path) -> Comparison:
+def load_comparison(file: Path, changes: Mapping[str, Any] | None = None, methods: Sequence[str] = ()) -> Comparison:
     """Read and check the YAML file of a comparison; its keys are those of Comparison.
 
     Args:
-        file (Path): the file. Paths in it are seen from the current folder, but for `methods` and `train`.
+        file (Path): the file. Paths in it are seen from the current folder, but for `methods`, `train` and `printed`.
+        changes (mapping, optional): other values by key, which may lead into a mapping (`train.max_steps`).
+        methods (sequence of str): the names of those to run; none for all.
 
     Returns:
         Comparison: nothing of it has been made or run.
@@ -206,13 +212,14 @@ def load_comparison(file: Path) -> Comparison:
         FileNotFoundError: there is no such file.
         ValueError: an unknown key, a value of the wrong form, or a contradiction.
     """
-    given = load_settings(file)
+    given = changed(load_settings(file), changes or {}, file.parent)
     check_keys(given, [f.name for f in fields(Comparison)], str(file))
     missing = {"output", "methods", "seeds"} - given.keys()
     if missing:
         raise ValueError(f"{file} must give {', '.join(sorted(missing))}")
     try:
-        return Comparison(**_converted(given, file))
+        comparison = Comparison(**_converted(given, file))
+        return replace(comparison, methods=only(comparison.methods, methods))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from error
 
@@ -231,7 +238,7 @@ def _base_name(model: str) -> str:
 
 
 def _converted(given: dict[str, Any], file: Path) -> dict[str, Any]:
-    train, methods = (_mapping_or_file(given.get(name), name, file) for name in ("train", "methods"))
+    train, methods = (mapping_or_file(given.get(name), name, file.parent) for name in ("train", "methods"))
     options = option_names() - _OF_THE_CELL
     check_keys(train, options | {"seed"}, "train")  # the seed of a single run, where `train` is a file
     methods = {name: mapping(value, f"methods: {name}") for name, value in methods.items()}
@@ -249,6 +256,10 @@ def _converted(given: dict[str, Any], file: Path) -> dict[str, Any]:
     values |= {name: _names(given[name], name) for name in ("tasks", "side_tasks") if name in given}
     if given.get("data_dir") is not None:
         values["data_dir"] = Path(given["data_dir"])
+    if given.get("printed") is not None:
+        if not isinstance(given["printed"], str):
+            raise ValueError(f"printed must be the name of a file, got {given['printed']!r}")
+        values["printed"] = read_printed(file.parent / given["printed"], values.get("tasks", "").split(","))
     for name, made in (("decoding", Decoding), ("forgetting", Forgetting), ("miniature", MiniatureRecipe)):
         if name in given:
             values[name] = _built(made, given[name], name)
@@ -264,10 +275,6 @@ def _built(made: type, value: object, place: str) -> Any:
         raise ValueError(f"{place} must give {', '.join(missing)}")
     nested = {key: _built(types[key], parts[key], f"{place}: {key}") for key in parts if is_dataclass(types[key])}
     return made(**{**parts, **nested})
-
-
-def _mapping_or_file(value: object, name: str, file: Path) -> dict[str, Any]:
-    return load_settings(file.parent / value) if isinstance(value, str) else mapping(value, name)
 
 
 def _names(value: object, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from scipy import stats
@@ -32,6 +33,8 @@ class Summary(NamedTuple):
         trainable (float): share of all parameters, in percent.
         tasks (dict): accuracy in percent by task, a Spread; side tasks too.
         micro (Spread): accuracy in percent over all rows of the tasks, side tasks left out.
+        validation_loss (Spread or None): on the held-out rows; None where none were held out.
+        forgetting_loss (Spread or None): on the rows that show what was forgotten; None where none were given.
         tokens_per_second (float or None): of training; None where no GPU ran it, or none of its processes had a step
             to make.
         peak_bytes (int or None): the greatest memory taken in training; None where no GPU ran it.
@@ -39,6 +42,7 @@ class Summary(NamedTuple):
         diverged (int): seeds whose loss was no longer finite.
         difference (Spread or None): in micro-average, to the best baseline, seed by seed.
         p_value (float or None): of that difference, by a paired t-test over seeds; None for baselines.
+        printed (dict): what a printed table says in this place, by task, `trainable` or `micro-average`.
     """
 
     method: str
@@ -46,12 +50,15 @@ class Summary(NamedTuple):
     trainable: float
     tasks: dict[str, Spread]
     micro: Spread
+    validation_loss: Spread | None
+    forgetting_loss: Spread | None
     tokens_per_second: float | None
     peak_bytes: int | None
     finished: int
     diverged: int
     difference: Spread | None
     p_value: float | None
+    printed: dict[str, Decimal]
 
 
 def summarise(
@@ -75,7 +82,13 @@ def summarise(
     best = best_baseline({name: scores[name] for name in comparison.methods if comparison.is_baseline(name)})
     measured = [name for name in comparison.methods if not comparison.is_baseline(name)] if best else []
     return [
-        _summary(name, found, scores[name], scores[best] if name in measured else None)
+        _summary(
+            name,
+            found,
+            scores[name],
+            scores[best] if name in measured else None,
+            comparison.printed.of(model, name, averaged),
+        )
         for name, found in by_method.items()
         if scores[name]
     ]
@@ -109,8 +122,17 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean, deviation, quantile * deviation / math.sqrt(len(values)))
 
 
+def _spread_of(outcomes: Sequence[dict[str, Any]], name: str) -> Spread | None:
+    values = [outcome[name] for outcome in outcomes if outcome.get(name) is not None]
+    return spread(values) if values else None
+
+
 def _summary(
-    method: str, outcomes: Sequence[dict[str, Any]], micro: Mapping[int, float], best: Mapping[int, float] | None
+    method: str,
+    outcomes: Sequence[dict[str, Any]],
+    micro: Mapping[int, float],
+    best: Mapping[int, float] | None,
+    printed: dict[str, Decimal],
 ) -> Summary:
     tested = [outcome for outcome in outcomes if "tasks" in outcome]
     first = tested[0]
@@ -128,6 +150,8 @@ def _summary(
         trainable=100 * first["trainable"] / first["total"],
         tasks=accuracies,
         micro=spread(list(micro.values())),
+        validation_loss=_spread_of(tested, "validation_loss"),
+        forgetting_loss=_spread_of(tested, "forgetting_loss"),
         tokens_per_second=statistics.fmean(rates) if on_gpu and rates else None,
         peak_bytes=max(o["peak_bytes"] for o in tested) if on_gpu else None,
         finished=len(tested),
@@ -135,4 +159,5 @@ def _summary(
         difference=spread(differences) if shared else None,
         # The paired test: one of the differences against 0.
         p_value=float(stats.ttest_1samp(differences, 0).pvalue) if shared[1:] else None,
+        printed=printed,
     )

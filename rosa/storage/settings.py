@@ -50,6 +50,16 @@ def mapping(value: object, place: str) -> dict[str, Any]:
     return value
 
 
+def mapping_or_file(value: object, place: str, folder: Path) -> dict[str, Any]:
+    """The mapping at a place of a settings file, or in the YAML file that is named there, as seen from the folder.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is something else.
+    """
+    return load_settings(folder / value) if isinstance(value, str) else mapping(value, place)
+
+
 def check_keys(given: Iterable[str], known: Iterable[str], place: str) -> None:
     """Refuse a key that nobody reads, and name the nearest one that is.
 

@@ -1,6 +1,7 @@
 """The fine-tuning methods: RoSA and RoAd, and through peft those that RoSA is compared with.
 
-The settings of the latter are those of the paper's baselines; what it does not name is peft's default.
+The settings of the latter are those of the paper's text; what it does not name is peft's default. Where its tables
+print another number of parameters, `configs/paper/methods.yaml` has the settings that give it.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ BASELINES = {
         },
     ),
     "vera": Baseline(peft.VeraConfig, {"r": 16, **_LINEARS}),
+    "oft": Baseline(peft.OFTConfig, _LINEARS),
     "c3a": Baseline(peft.C3AConfig, {"block_size": 128, **_LINEARS}),
     # BONE is MiSS in peft, and its block-affine form this initialisation.
     "bone": Baseline(peft.MissConfig, {"r": 16, "init_weights": "bat", **_LINEARS}),

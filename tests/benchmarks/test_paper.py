@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from benchmarks import paper
+from benchmarks import paper, paper_counts, paper_printed
 from benchmarks.report import fill
 from benchmarks.results import COUNTED, read
+from rosa.evaluation.tasks import TASKS
 from rosa.training.data import load_rows, prompt
 from rosa.training.methods import BASELINES, attach
 from tests.conftest import HAS_GPU
@@ -46,16 +47,65 @@ def test_the_document_has_the_tables_that_the_program_makes():
     assert text == fill(text, paper.tables()), "run `python -m benchmarks.paper`"
 
 
-def test_rosas_percentages_are_the_papers():
-    found = dict(zip(paper.MODELS, paper.percentages()["RoSA"], strict=True))
-    assert {name: round(found[name], 3) for name in paper.PAPER} == paper.PAPER
+def test_the_shares_are_the_papers_but_for_a_thousandth_of_two():
+    counted = {
+        (method, name): round(value, 3)
+        for method, row in paper_printed.shares().items()
+        for name, value in zip(paper.MODELS, row, strict=True)
+    }
+    printed = paper_printed.printed_shares()
+    assert len(printed) == 27
+    other = {key: (counted[key], figure) for key, figure in printed.items() if counted[key] != figure}
+    assert other == {("DoRA", "Qwen2.5-7B"): (0.545, 0.546), ("BONE", "Llama-3.1-8B"): (0.273, 0.274)}
 
 
-@pytest.mark.parametrize("method", ["RoSA", "LoRA", "AdaLoRA", "LN tuning"])
+def test_the_shares_of_the_papers_text_are_not_those_of_its_tables():
+    counted, printed = paper_printed.shares(), paper_printed.printed_shares()
+    for number, name in enumerate(("Qwen2.5-7B", "Llama-3.1-8B", "Gemma-2-9B")):
+        assert counted["AdaLoRA, as written"][number] > 2.6 * printed["AdaLoRA", name]
+    assert round(counted["LN tuning, as written"][0], 3) == 0.003 != printed["LN tuning", "Qwen2.5-7B"]
+
+
+def test_of_qwen2_peft_tunes_one_norm_a_layer():
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(paper.MODELS["Qwen2.5-0.5B"])
+    attach(model, "ln_tuning", settings={"target_modules": None})
+    trained = {name.split(".")[-4] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"post_attention_layernorm"}
+
+
+@pytest.mark.parametrize("name", paper_printed.ACCURACIES.values())
+def test_the_papers_micro_averages_are_those_of_its_accuracies(name):
+    found = paper_printed.differences(name)
+    assert found and all(abs(value) <= paper_printed.ROUNDING for value in found.values())
+
+
+def test_what_two_tables_print_is_the_same():
+    one, two, three, four = (
+        paper_printed.printed(name).figures
+        for name in ("table1_commonsense", "table2_model_sizes", "table3_arithmetic", "table4_ablations")
+    )
+    for method in ("RoSA", "AdaLoRA", "C3A"):
+        assert one["Qwen2.5-7B", method]["micro-average"] == two["Qwen2.5-7B", method]["micro-average"]
+    for (model, method), row in three.items():
+        assert row["trainable"] == one[model, method]["trainable"]
+    assert four["Qwen2.5-7B", "RoSA"]["micro-average"] == one["Qwen2.5-7B", "RoSA"]["micro-average"]
+    every_layer = [four["Qwen2.5-7B", name]["micro-average"] for name in ("RoAE only", "RoSA, k_ratio 1")]
+    assert every_layer[0] == every_layer[1]
+
+
+def test_the_rows_of_the_benchmarks_are_those_that_the_tasks_check():
+    known = {name: task.hub.rows for name, task in TASKS.items() if task.hub is not None}
+    assert paper_printed.ROWS.keys() == TASKS.keys()
+    assert {name: paper_printed.ROWS[name] for name in known} == known
+
+
+@pytest.mark.parametrize("method", ["RoSA", "LoRA", "AdaLoRA", "LN tuning, as written"])
 def test_two_layers_tell_what_all_layers_have(method):
     with torch.device("meta"):
         whole = AutoModelForCausalLM.from_config(paper.MODELS["Qwen2.5-0.5B"], dtype=torch.bfloat16)
-        attach(whole, paper.methods()[method].method)
+        job = paper.methods()[method]
+        attach(whole, job.method, settings=job.peft_settings)
     found = paper.sizes("Qwen2.5-0.5B", method)
     parameters = list(whole.parameters())
     trained = [p for p in parameters if p.requires_grad]
@@ -120,7 +170,12 @@ def test_two_processes_train_with_the_papers_protocol_under_zero_1(tmp_path, mon
         part.save_pretrained(tmp_path / "base")
     (tmp_path / "rows.json").write_text(json.dumps(ROWS))
     files = ["--model", tmp_path / "base", "--data", tmp_path / "rows.json", "--output", tmp_path / "out"]
-    config = ["--config", paper.CONFIGS / "commonsense15k.yaml", "--deepspeed", paper.CONFIGS / "zero1.json"]
+    config = [
+        "--config",
+        paper_counts.CONFIGS / "commonsense15k.yaml",
+        "--deepspeed",
+        paper_counts.CONFIGS / "zero1.json",
+    ]
     # At 0.03 eight steps lower the loss.
     short = "--val_size 4 --max_steps 8 --eval_steps 4 --save_steps 4 --dls_interval 4 --learning_rate 0.03"
     status, output = launch("torchrun", "rosa", "train", *config, *files, *short.split(), "--use_cpu", "true")

@@ -150,11 +150,13 @@ def test_each_method_takes_the_learning_rate_with_the_lower_validation_loss(fini
 def test_the_table_is_written_in_three_forms(finished):
     out = finished / "out"
     text = (out / "table-base.md").read_text()
-    assert text.startswith("| method | lr | trainable % | doubles | words | micro-average | to the best baseline | p |")
+    losses = "held-out loss | loss on other rows"
+    assert text.startswith(f"| method | lr | trainable % | doubles | words | micro-average | {losses} | to the best")
     assert "tokens/s" not in text  # of a GPU alone
     rows = list(csv.DictReader((out / "table-base.csv").open()))
     assert [row["method"] for row in rows] == ["base", "RoSA", "LoRA"]
     assert rows[1]["finished"] == "2" and rows[2]["p_value"] == ""
+    assert float(rows[1]["validation_loss"]) > 0 < float(rows[0]["forgetting_loss"]) and not rows[0]["validation_loss"]
     assert r"\toprule" in (out / "table-base.tex").read_text()
 
 
