@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from triton import knobs
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
@@ -32,7 +33,8 @@ NO_TENSORS = frozenset((bool, int, float, type(None)))  # asked for first: isins
 class Kept(NamedTuple):
     """What is left to do of a launch: allocate tensors, pick the arguments from pointers and numbers, launch."""
 
-    launch: Callable[..., None]  # Triton's compiled kernel, for so many programs
+    compiled: CompiledKernel
+    programs: int
     # Laid out as the tensors to allocate, and without memory: `empty_like` takes the host less than any other way.
     outputs: list[Tensor]
     scratch: list[Tensor]
@@ -70,7 +72,7 @@ def run_launch(launch: Callable[..., Launch], *arguments: Any) -> tuple[Tensor, 
     kept = KEPT.get(key)
     if kept is None:
         return _run_first(key, launch(*arguments), [t for t in arguments if isinstance(t, Tensor)])
-    compiled, outputs, scratch, zeroed, numbers, tuples, picked = kept
+    compiled, programs, outputs, scratch, zeroed, numbers, tuples, picked = kept
     outputs = tuple([torch.empty_like(t) for t in outputs])
     pool += [t.data_ptr() for t in outputs]
     if scratch or zeroed:  # held until the launch
@@ -78,13 +80,23 @@ def run_launch(launch: Callable[..., Launch], *arguments: Any) -> tuple[Tensor, 
         pool += [t.data_ptr() for t in scratch]
     pool += numbers
     pool += [pick(pool) for pick in tuples]
-    active = driver.active
-    if device == active.get_current_device():
-        compiled(*picked(pool), stream=active.get_current_stream(device))
+    if device == driver.active.get_current_device():
+        _launch(compiled, programs, device, picked(pool))
     else:
         with torch.cuda.device(device):
-            compiled(*picked(pool))
+            _launch(compiled, programs, device, picked(pool))
     return outputs
+
+
+def _launch(compiled: CompiledKernel, programs: int, device: int, arguments: tuple) -> None:
+    """As `compiled[(programs, 1, 1)](*arguments)`, which also calls the hooks of profilers where there are none."""
+    stream, hooks = driver.active.get_current_stream(device), knobs.runtime
+    if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
+        compiled[(programs, 1, 1)](*arguments, stream=stream)
+    else:
+        compiled.run(
+            programs, 1, 1, stream, compiled.function, compiled.packed_metadata, None, None, None, *arguments
+        )  # fmt: skip
 
 
 def _run_first(key: tuple, launch: Launch, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -122,7 +134,8 @@ def _kept(launch: Launch, compiled: CompiledKernel, inputs: Sequence[Tensor], ou
     place_of_tuple = count(len(tensors) + len(numbers))
     arguments = [next(place_of_tuple) if isinstance(of_value, list) else of_value for of_value in places]
     return Kept(
-        compiled[(launch.programs, 1, 1)],
+        compiled,
+        launch.programs,
         *[[_without_memory(t) for t in of] for of in (outputs, launch.scratch, launch.zeroed)],
         numbers,
         [itemgetter(*of_parts) for of_parts in tuples],
