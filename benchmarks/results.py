@@ -41,7 +41,7 @@ NUMBERS = {
     "mixed_batch": ("milliseconds", "tokens_per_second"),
     "mixed_batch_counted": ("adapters", "launches"),
     "response_logits": ("flops", "logits_bytes", "labelled"),
-    "counted": ("forward", "backward", "saved_per_token", "saved_besides"),
+    "counted": ("forward", "backward", "decode", "saved_per_token", "saved_besides"),
 }
 PACKAGES = ("torch", "triton", "transformers", "peft", "liger_kernel")
 

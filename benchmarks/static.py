@@ -2,7 +2,8 @@
 
 One decoder layer of Qwen2.5-7B shape, bfloat16, sdpa, one pass forward and backward. Launches are operators that
 compute (views are not counted; a Triton launch counts as one). Saved bytes are those that every further token adds,
-every storage once; what does not grow with the tokens, such as a cast copy of a weight, stands apart.
+every storage once; what does not grow with the tokens, such as a cast copy of a weight, stands apart. Decoding is
+one more token behind a cache, adapters unmerged.
 `python -m benchmarks.static` prints the table, and with `--save` keeps its rows for the report.
 """
 
@@ -27,7 +28,7 @@ from peft import LoraConfig, RoadConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModel, Qwen2Config
+from transformers import AutoModel, DynamicCache, Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model, apply_rotary_pos_emb
 
 import rosa
@@ -46,10 +47,12 @@ FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"
 
 
 class Cost(NamedTuple):
-    """Launches of one forward and one backward pass; bytes saved for backward per token, and beside the tokens."""
+    """Launches of one forward and one backward pass, and of one more token decoded; bytes saved for backward per token,
+    and beside the tokens."""
 
     forward: int
     backward: int
+    decode: int
     saved_per_token: int
     saved_besides: int
 
@@ -114,6 +117,20 @@ def measure(
     with liger.counted_launches(), Launches() as back:
         out.backward(direction)
     return there.count, back.count, saved_bytes
+
+
+@torch.no_grad()
+def decoded(model: Qwen2Model) -> int:
+    """Launches of the first decoder layer for one more token behind a cache, in a model in evaluation mode."""
+    cache = DynamicCache(config=model.config)
+    for start, tokens in ((0, TOKENS[0]), (TOKENS[0], 1)):  # what is made once is made with the prompt
+        hidden_states = torch.empty(1, tokens, model.config.hidden_size, dtype=model.dtype)
+        rotary = model.rotary_emb(hidden_states, torch.arange(start, start + tokens)[None])
+        with liger.counted_launches(), Launches() as counted:
+            model.layers[0](
+                hidden_states, position_embeddings=rotary, attention_mask=None, past_key_values=cache, use_cache=True
+            )
+    return counted.count
 
 
 def frozen(model: Qwen2Model) -> None:
@@ -203,7 +220,15 @@ LAYERS: dict[str, Callable[[Qwen2Model], None]] = {
 if liger.INSTALLED:
     LAYERS |= {
         f"{name}{liger.LIGER}": with_liger(LAYERS[name])
-        for name in ("frozen (no adapter)", "RoSA", "RoSA, frozen by DLS", "LoRA r=16, all linears (peft)")
+        for name in (
+            "frozen (no adapter)",
+            "RoSA",
+            "RoSA, frozen by DLS",
+            "LoRA r=16, all linears (peft)",
+            # RoAd_1 keeps its output, which Liger's SwiGLU overwrites: it is refused there.
+            "RoAd_2, all linears",
+            "RoAd_2, all linears (peft)",
+        )
     }
 
 
@@ -216,9 +241,10 @@ def cost(adapt: Callable[[Qwen2Model], None]) -> Cost:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         passes = [_pass(model, tokens) for tokens in TOKENS]
+        decode = decoded(model.eval())
     (there, back, few), (_, _, many) = passes
     per_token = (many - few) // (TOKENS[1] - TOKENS[0])
-    return Cost(there, back, per_token, few - per_token * TOKENS[0])
+    return Cost(there, back, decode, per_token, few - per_token * TOKENS[0])
 
 
 def _pass(model: Qwen2Model, tokens: int) -> tuple[int, int, int]:
@@ -234,15 +260,16 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help=f"keep the rows in {COUNTED}")
     save = parser.parse_args().save
     rows = []
-    print(f"{'layer':56} {'forward':>8} {'backward':>9} {'saved a token':>14} {'besides':>12}")
+    print(f"{'layer':56} {'forward':>8} {'backward':>9} {'decode':>7} {'saved a token':>14} {'besides':>12}")
     for name, adapt in LAYERS.items():
         c = cost(adapt)
-        print(f"{name:56} {c.forward:8} {c.backward:9} {c.saved_per_token:14,} {c.saved_besides:12,}")
+        print(f"{name:56} {c.forward:8} {c.backward:9} {c.decode:7} {c.saved_per_token:14,} {c.saved_besides:12,}")
         labels = dict(group="counted", provider=name, mode="both", shape="Qwen2.5-7B", batch=1, seq=TOKENS[0])
         rows.append({**labels, **c._asdict()})
     if save:
         write(COUNTED, environment(), rows)
-    print("launches of a decoder layer of Qwen2.5-7B shape, one pass; bytes saved for backward. Counted, not timed.")
+    print("launches of a decoder layer of Qwen2.5-7B shape, one pass and one decoded token; bytes saved for backward.")
+    print("Counted, not timed.")
 
 
 if __name__ == "__main__":

@@ -29,11 +29,18 @@ GIGA = 1e9
 def counted(run: Run) -> str:
     """Launches and bytes saved of a decoder layer, by `python -m benchmarks.static`."""
     rows = [
-        (r["provider"], r["forward"], r["backward"], f"{r['saved_per_token']:,}", f"{r['saved_besides']:,}")
+        (
+            r["provider"],
+            r["forward"],
+            r["backward"],
+            r["decode"],
+            f"{r['saved_per_token']:,}",
+            f"{r['saved_besides']:,}",
+        )
         for r in run.rows
         if r["group"] == "counted"
     ]
-    header = ("layer", "launches forward", "backward", "bytes saved a token", "beside the tokens")
+    header = ("layer", "launches forward", "backward", "a decoded token", "bytes saved a token", "beside the tokens")
     return f"{markdown(header, rows)}\n\nCounted on a CPU, not timed: {_versions(run)}."
 
 

@@ -30,30 +30,33 @@ class Target(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What was measured for a target at one place, and what bounds it there if the target is missed."""
+    """What was measured for a target at one place, and what bounds it there if the target is missed.
+
+    The value is None, and no place named, where no rows tell of the target.
+    """
 
     target: Target
     place: str
-    value: float
+    value: float | None
     bound: str
 
 
 def outcomes(machine: Machine) -> list[Outcome]:
-    """The outcome of each target where it is furthest from met; targets without rows are left out."""
-    by_target: dict[Target, list[Outcome]] = {}
-    for outcome in (*_ops(machine), *_training(machine)):
-        by_target.setdefault(outcome.target, []).append(outcome)
-    return [max(group, key=lambda o: o.target.miss(o.value)) for group in by_target.values()]
+    """The outcome of every target, where it is furthest from met."""
+    return [
+        max(measured, key=lambda o: o.target.miss(o.value), default=Outcome(target, "", None, ""))
+        for target, measured in (*_ops(machine), *_training(machine))
+    ]
 
 
 def table(machine: Machine) -> str:
     """The outcomes in Markdown."""
     rows = [
-        (o.target.text, o.place, f"{o.value:.3g}", "met" if o.target.met(o.value) else _missed(o), o.bound)
+        (o.target.text, o.place, "not measured", "", "")
+        if o.value is None
+        else (o.target.text, o.place, f"{o.value:.3g}", "met" if o.target.met(o.value) else _missed(o), o.bound)
         for o in outcomes(machine)
     ]
-    if not rows:
-        return f"These rows of {machine.device} tell nothing of the targets."
     header = ("target", "furthest from it", "measured", "", "bound, as far as the rows tell, by")
     return f"**Targets on {machine.device}**\n\n{markdown(header, rows)}"
 
@@ -62,7 +65,7 @@ def _missed(outcome: Outcome) -> str:
     return f"missed by {outcome.target.miss(outcome.value):.0%}"
 
 
-def _ops(machine: Machine) -> Iterator[Outcome]:
+def _ops(machine: Machine) -> Iterator[tuple[Target, list[Outcome]]]:
     for group, provider, goal in (
         ("rope_roae", "eager", 8.0),
         ("rope_roae", "compiled", 1.3),
@@ -71,16 +74,31 @@ def _ops(machine: Machine) -> Iterator[Outcome]:
         ("roae", "compiled", 1.3),
     ):
         target = Target(f"`{group}` at least {goal:g}x as fast as {HEADINGS[provider]}", goal, at_least=True)
-        for ours, theirs in _pairs(machine, group, provider):
-            yield _outcome(machine, target, ours, theirs["milliseconds"] / ours["milliseconds"])
+        yield (
+            target,
+            [
+                _outcome(machine, target, ours, theirs["milliseconds"] / ours["milliseconds"])
+                for ours, theirs in _pairs(machine, group, provider)
+            ],
+        )
     target = Target("`rope_roae` within 1.25x of Liger's plain RoPE", 1.25, at_least=False)
-    for ours, theirs in _pairs(machine, "rope_roae", "liger"):
-        yield _outcome(machine, target, ours, ours["milliseconds"] / theirs["milliseconds"])
+    yield (
+        target,
+        [
+            _outcome(machine, target, ours, ours["milliseconds"] / theirs["milliseconds"])
+            for ours, theirs in _pairs(machine, "rope_roae", "liger")
+        ],
+    )
     target = Target(f"`rope_roae` at 90 % of a copy's bandwidth, {LONG:,} tokens", 0.9, at_least=True)
-    for row in machine.rows("rope_roae", provider="fused", mode="both"):
-        share = bandwidth_share(row, machine.rate("rope_roae", "bytes"))
-        if share is not None and row["batch"] * row["seq"] >= LONG:
-            yield _outcome(machine, target, row, share)
+    yield (
+        target,
+        [
+            _outcome(machine, target, row, share)
+            for row in machine.rows("rope_roae", provider="fused", mode="both")
+            if row["batch"] * row["seq"] >= LONG
+            and (share := bandwidth_share(row, machine.rate("rope_roae", "bytes"))) is not None
+        ],
+    )
 
 
 def _pairs(machine: Machine, group: str, provider: str) -> Iterator[tuple[Row, Row]]:
@@ -92,7 +110,7 @@ def _pairs(machine: Machine, group: str, provider: str) -> Iterator[tuple[Row, R
             yield ours, theirs
 
 
-def _training(machine: Machine) -> Iterator[Outcome]:
+def _training(machine: Machine) -> Iterator[tuple[Target, list[Outcome]]]:
     for (text, provider, quantity, goal), end in itertools.product(
         (
             ("RoSA skip within 1.05x of the frozen floor's time", "frozen floor", "milliseconds", 1.05),
@@ -101,13 +119,14 @@ def _training(machine: Machine) -> Iterator[Outcome]:
         ),
         ("", LIGER),  # like with like
     ):
-        target = Target(f"{text}{end}", goal, at_least=False)
+        target, measured = Target(f"{text}{end}", goal, at_least=False), []
         for ours in machine.rows("training_step", provider=f"RoSA skip{end}"):
             labels = {label: ours[label] for label in ("shape", "batch", "seq")}
             theirs = machine.find("training_step", provider=f"{provider}{end}", **labels)
             if theirs and theirs[quantity] and ours[quantity]:
                 outcome = _outcome(machine, target, ours, ours[quantity] / theirs[quantity])
-                yield outcome if quantity == "milliseconds" else outcome._replace(bound="")
+                measured.append(outcome if quantity == "milliseconds" else outcome._replace(bound=""))
+        yield target, measured
 
 
 def _outcome(machine: Machine, target: Target, row: Row, value: float) -> Outcome:

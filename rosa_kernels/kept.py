@@ -11,10 +11,14 @@ Triton keeps a compiled kernel by less, no length among it: a new length takes t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
+from math import gcd
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from triton import knobs
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
@@ -22,23 +26,24 @@ if TYPE_CHECKING:
     from rosa_kernels.launch import Launch
 
 ALIGNMENT = 16  # bytes: what Triton's binaries know of a pointer is whether it is a multiple
-MOST_KEPT = 4096  # some 4 KB each; lengths come back, so that a training run needs a few for each
-
-
-Layout = tuple[Sequence[int], Sequence[int], torch.dtype]  # shape, strides, dtype
+MOST_KEPT = 4096  # some 6 KB each; lengths come back, so that a training run needs a few for each
+NO_TENSORS = frozenset((bool, int, float, type(None)))  # asked for first: isinstance takes 0.1 us to say no
 
 
 class Kept(NamedTuple):
-    """What is left to do of a launch: allocate tensors, put pointers among the arguments, launch."""
+    """What is left to do of a launch: allocate tensors, pick the arguments from pointers and numbers, launch."""
 
-    launch: Callable[..., None]  # Triton's compiled kernel, for so many programs
-    arguments: list[Any]  # as the kernel has them
-    # Which of them is the pointer of which tensor, or a tuple of such and more: of inputs, then outputs, then scratch.
-    pointers: list[tuple[int, int]]
-    tuples: list[tuple[int, list[int], tuple]]
-    outputs: list[Layout]
-    scratch: list[Layout]
-    zeroed: list[Layout]
+    compiled: CompiledKernel
+    programs: int
+    # Laid out as the tensors to allocate, and without memory: `empty_like` takes the host less than any other way.
+    outputs: list[Tensor]
+    scratch: list[Tensor]
+    zeroed: list[Tensor]
+    # Arguments are picked from the pointers of inputs, outputs and scratch, these numbers, and the arguments that are
+    # tuples, which are picked from what is before them.
+    numbers: list[Any]
+    tuples: list[Callable[[list], tuple]]
+    arguments: Callable[[list], tuple]
 
 
 KEPT: dict[tuple, Kept] = {}  # clear it after changing a constant that a launch function reads
@@ -49,36 +54,49 @@ def run_launch(launch: Callable[..., Launch], *arguments: Any) -> tuple[Tensor, 
 
     Args:
         launch (callable): a launch function, which looks at no tensor's elements.
-        arguments: the launch function's: tensors (the first is one), numbers, lists of numbers and None.
+        arguments: the launch function's: tensors (the first is one, and all are on its device), numbers, lists of
+            numbers and None.
     """
-    key, pointers = [launch], []
+    device = arguments[0].get_device()
+    key, pool = [launch, device], []
     for argument in arguments:
-        if isinstance(argument, Tensor):
-            pointer = argument.data_ptr()
-            pointers.append(pointer)
-            key += (argument.shape, argument.stride(), argument.dtype, argument.get_device(), pointer % ALIGNMENT)
+        if type(argument) in NO_TENSORS:
+            key.append(argument)
+        elif isinstance(argument, Tensor):
+            key += (argument.shape, argument.stride(), argument.dtype)
+            pool.append(argument.data_ptr())
         else:
-            key.append(tuple(argument) if isinstance(argument, list) else argument)
+            key.append(tuple(argument))
+    key.append(gcd(ALIGNMENT, *pool) == ALIGNMENT or tuple([pointer % ALIGNMENT for pointer in pool]))
     key = tuple(key)
     kept = KEPT.get(key)
     if kept is None:
         return _run_first(key, launch(*arguments), [t for t in arguments if isinstance(t, Tensor)])
-    like = arguments[0]
-    outputs = tuple([like.new_empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in kept.outputs])
-    scratch = [like.new_empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in kept.scratch]
-    scratch += [like.new_zeros(shape, dtype=dtype) for shape, _, dtype in kept.zeroed]
-    pointers += [made.data_ptr() for made in (*outputs, *scratch)]
-    filled = kept.arguments.copy()  # of this thread
-    for place, source in kept.pointers:
-        filled[place] = pointers[source]
-    for place, sources, rest in kept.tuples:
-        filled[place] = (*[pointers[source] for source in sources], *rest)
-    if like.get_device() == driver.active.get_current_device():
-        kept.launch(*filled)
+    compiled, programs, outputs, scratch, zeroed, numbers, tuples, picked = kept
+    outputs = tuple([torch.empty_like(t) for t in outputs])
+    pool += [t.data_ptr() for t in outputs]
+    if scratch or zeroed:  # held until the launch
+        scratch = [torch.empty_like(t) for t in scratch] + [torch.zeros_like(t) for t in zeroed]
+        pool += [t.data_ptr() for t in scratch]
+    pool += numbers
+    pool += [pick(pool) for pick in tuples]
+    if device == driver.active.get_current_device():
+        _launch(compiled, programs, device, picked(pool))
     else:
-        with torch.cuda.device_of(like):
-            kept.launch(*filled)
+        with torch.cuda.device(device):
+            _launch(compiled, programs, device, picked(pool))
     return outputs
+
+
+def _launch(compiled: CompiledKernel, programs: int, device: int, arguments: tuple) -> None:
+    """As `compiled[(programs, 1, 1)](*arguments)`, which also calls the hooks of profilers where there are none."""
+    stream, hooks = driver.active.get_current_stream(device), knobs.runtime
+    if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
+        compiled[(programs, 1, 1)](*arguments, stream=stream)
+    else:
+        compiled.run(
+            programs, 1, 1, stream, compiled.function, compiled.packed_metadata, None, None, None, *arguments
+        )  # fmt: skip
 
 
 def _run_first(key: tuple, launch: Launch, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -98,23 +116,43 @@ def _kept(launch: Launch, compiled: CompiledKernel, inputs: Sequence[Tensor], ou
     source_of = {t.data_ptr(): source for source, t in enumerate(tensors) if t.numel()}
     if len(source_of) < sum(t.numel() > 0 for t in tensors):
         return None
-    arguments, pointers, tuples = [], [], []
-    for place, name in enumerate(launch.kernel.arg_names):
-        value = launch.arguments[name]
-        parts = value if isinstance(value, tuple) else (value,)
-        pointed = [part for part in parts if isinstance(part, Tensor)]
-        if any(t.numel() and t.data_ptr() not in source_of for t in pointed):
-            return None
-        sources, rest = [source_of[t.data_ptr()] for t in pointed if t.numel()], parts[len(pointed) :]
-        if pointed and not sources:  # an empty tensor stands for none
-            rest = (0, *rest)
-        if not isinstance(value, tuple):
-            pointers += [(place, source) for source in sources]
-            arguments.append(rest[0] if rest else 0)
-        elif sources:
-            tuples.append((place, sources, rest))
-            arguments.append(None)
-        else:
-            arguments.append(value if not pointed else rest)
-    layouts = [[(t.shape, t.stride(), t.dtype) for t in of] for of in (outputs, launch.scratch, launch.zeroed)]
-    return Kept(compiled[(launch.programs, 1, 1)], arguments, pointers, tuples, *layouts)
+    values = [launch.arguments[name] for name in launch.kernel.arg_names]
+    pointed = [part for value in values for part in _parts(value) if isinstance(part, Tensor) and part.numel()]
+    if any(t.data_ptr() not in source_of for t in pointed):
+        return None
+    numbers = []
+
+    def place(part: Any) -> int:
+        """Where in the pool a tensor's pointer is, or a number."""
+        if isinstance(part, Tensor) and part.numel():
+            return source_of[part.data_ptr()]
+        numbers.append(0 if isinstance(part, Tensor) else part)  # an empty tensor stands for none
+        return len(tensors) + len(numbers) - 1
+
+    places = [[*map(place, value)] if _has_tensors(value) else place(value) for value in values]
+    tuples = [of_parts for of_parts in places if isinstance(of_parts, list)]
+    place_of_tuple = count(len(tensors) + len(numbers))
+    arguments = [next(place_of_tuple) if isinstance(of_value, list) else of_value for of_value in places]
+    return Kept(
+        compiled,
+        launch.programs,
+        *[[_without_memory(t) for t in of] for of in (outputs, launch.scratch, launch.zeroed)],
+        numbers,
+        [itemgetter(*of_parts) for of_parts in tuples],
+        itemgetter(*arguments),
+    )
+
+
+def _parts(value: Any) -> tuple:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, tuple) and any(isinstance(part, Tensor) for part in value)
+
+
+def _without_memory(t: Tensor) -> Tensor:
+    """A tensor laid out alike whose memory is given back."""
+    like = torch.empty_like(t)
+    like.untyped_storage().resize_(0)
+    return like

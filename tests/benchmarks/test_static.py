@@ -6,8 +6,9 @@ from transformers import AutoModel, Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
 from triton.runtime.interpreter import GridExecutor
 
+import rosa
 from benchmarks import liger, static
-from benchmarks.static import LAYERS, cost, forward, measure
+from benchmarks.static import LAYERS, cost, decoded, forward, measure
 
 SMALL = dict(static.SHAPE, hidden_size=128, intermediate_size=192, num_attention_heads=4, num_key_value_heads=2)
 
@@ -62,6 +63,33 @@ def test_road_saves_two_bytes_an_output_at_most(costs):
     assert all(costs[f"RoAd_{variant}, all linears"].saved_besides == 0 for variant in (1, 2, 4))
 
 
+def test_a_decoded_token_takes_fewer_launches_than_without_an_adapter(costs):
+    """What the pass of a prompt takes, and two that put keys and values into the cache."""
+    assert costs["frozen (no adapter)"].decode == 40
+    assert costs["RoSA"].decode <= 35 and costs["RoSA, bfloat16 adapter"].decode <= 32
+    for variant in (1, 2, 4):
+        ours, theirs = (costs[f"RoAd_{variant}, all linears{end}"] for end in ("", " (peft)"))
+        assert ours.decode <= 36 and ours.decode < theirs.decode / 3
+    assert costs["RoSA"].decode < 0.55 * costs["LoRA r=16, all linears (peft)"].decode
+    of_liger = {name: costs[f"{name}{liger.LIGER}"].decode for name in ("frozen (no adapter)", "RoSA")}
+    assert of_liger["RoSA"] <= 18 < of_liger["frozen (no adapter)"]
+
+
+def test_road_under_ligers_norms_and_swiglu(costs):
+    """RoAd_2; RoAd_1 on an MLP is refused there, since Liger overwrites the output that it keeps."""
+    base, ours, theirs = (
+        costs[f"{name}{liger.LIGER}"]
+        for name in ("frozen (no adapter)", "RoAd_2, all linears", "RoAd_2, all linears (peft)")
+    )
+    assert ours.forward <= 19 < base.forward and ours.backward <= 28 < base.backward and ours.decode <= 21 < base.decode
+    assert ours.forward < theirs.forward / 5 and ours.backward < theirs.backward / 7
+    assert ours.saved_per_token == base.saved_per_token + 2 * 49_664 and ours.saved_besides == 0
+    model = AutoModel.from_config(Qwen2Config(**SMALL))
+    liger.norms_and_swiglu(model)
+    with pytest.raises(ValueError, match="Liger"):
+        rosa.patch(model, rosa.RoadConfig(variant=1))
+
+
 def test_ligers_norms_and_swiglu_halve_the_launches_and_save_a_third_less(costs):
     with_liger = {name: costs[f"{name}, Liger's norms and SwiGLU"] for name in ("frozen (no adapter)", "RoSA")}
     base, ours = with_liger.values()
@@ -107,3 +135,4 @@ def test_tensors_without_numbers_cost_what_real_ones_do(name, monkeypatch):
     found = measure(model.layers[0], hidden_states, model.rotary_emb(hidden_states, torch.arange(16)[None]))
     counted = cost(LAYERS[name])
     assert found == (counted.forward, counted.backward, 16 * counted.saved_per_token + counted.saved_besides)
+    assert decoded(model.eval()) == counted.decode

@@ -42,7 +42,7 @@ def rows_of(out, part):
 def dry_run(tmp_path_factory):
     """All parts, but of the tests one, which is of both kinds, and benchmarks timed as briefly as can be."""
     out = tmp_path_factory.mktemp("dry_run") / "out"
-    options = "-k 'bench_ or test_launches' --benchmark-max-time=0.01 --benchmark-min-rounds=1"
+    options = "--ignore=tests/rosa -k 'bench_ or test_launches' --benchmark-max-time=0.01 --benchmark-min-rounds=1"
     return gpu_script(out, *(f"{part}=300" for part in PARTS), options=options), out
 
 

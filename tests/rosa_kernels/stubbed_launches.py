@@ -196,6 +196,26 @@ def test_outputs_are_new_every_time(driver):
     assert len(set(addresses)) == len(addresses)
 
 
+def test_a_kept_launch_holds_no_memory(driver, monkeypatch):
+    monkeypatch.setattr(roae_triton, "BLOCK_S", 16)
+    monkeypatch.setattr(roae_triton, "KEY_STEPS", 1)
+    launch, arguments = calls(TINY, 2, 40)["roae forward"]
+    run_launch(launch, *arguments)
+    (of_launch,) = kept.KEPT.values()
+    layouts = of_launch.outputs + of_launch.scratch + of_launch.zeroed
+    assert len(layouts) == 6 and not any(t.untyped_storage().nbytes() for t in layouts)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_kept_in_inference_mode_or_not_outputs_are_of_the_mode_they_are_made_in(driver, first):
+    launch, arguments = calls(TINY, 2, 5)["rope_roae forward"]
+    for mode in (first, not first):
+        with torch.inference_mode(mode):
+            for _ in range(2):
+                assert all(t.is_inference() == mode for t in run_launch(launch, *arguments))
+    assert len(kept.KEPT) == 1
+
+
 def test_counters_are_zero_at_every_launch(driver, monkeypatch):
     monkeypatch.setattr(roae_triton, "BLOCK_S", 16)
     monkeypatch.setattr(roae_triton, "KEY_STEPS", 1)

@@ -1,11 +1,5 @@
-"""What bounds the kernels, read off their machine code: counts held to what is known of small code and of the kernels.
+"""What bounds the kernels, read off their machine code: counts held to those of small code and of known shapes."""
 
-The compiler's part is a process each: the interpreter excludes it.
-"""
-
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -152,16 +146,15 @@ def test_floors_are_counts_by_rates():
     assert floors(w, 1e6, CARDS["sm_100"]).largest is None
 
 
-def run(*arguments):
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return [line.split() for line in done.stdout.splitlines()]
+COUNTED = f"""
+import runpy
+runpy.run_path({str(Path(__file__).with_name("counted_kernel.py"))!r}, run_name="__main__")
+"""
 
 
-def test_a_kernel_of_known_trips_is_counted_exactly_on_every_card():
+def test_a_kernel_of_known_trips_is_counted_exactly_on_every_card(compiler):
     """Loops of runtime bounds, one in the other and unrolled by the compiler, divisions, masks, a counter."""
-    rows = run(Path(__file__).parent / "counted_kernel.py", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+    rows = compiler(COUNTED, "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
     loads = 128 * sum(i % 10 // 3 * (3 + 1) for i in range(84))
     stores = 32 * sum(5 - i for i in range(5)) + 128 * (84 // 7)
     assert [row[0] for row in rows] == ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
@@ -184,9 +177,9 @@ for launch in (*launches(SHAPES[0], 1, tokens), *road_launches(SHAPES[0], 1, tok
 """
 
 
-def test_bytes_and_operations_of_the_kernels_are_those_of_their_shapes():
+def test_bytes_and_operations_of_the_kernels_are_those_of_their_shapes(compiler):
     rows = {}
-    for kernel, *numbers in run("-c", KERNELS, "sm_120"):
+    for kernel, *numbers in compiler(KERNELS, "sm_120"):
         rows[kernel] = loaded, stored, flops, inputs, outputs = [*map(float, numbers)]
         if kernel.startswith("roae"):  # what programs hand to each other may come on top of the outputs
             assert outputs <= stored <= 1.5 * outputs, kernel
@@ -216,11 +209,11 @@ for shape in SHAPES:
         kernel = launch.kernel.fn.__name__
         if kernel not in ("roae_forward_kernel", "roae_backward_kernel"):
             continue
-        compiled, walked = compile_launch(launch, arch), walk_launch(launch, arch)
+        binary, walked = compile_launch(launch, arch), walk_launch(launch, arch)
         blocks = -(-460 // launch.arguments["shape"].BLOCK_T.value)
         heads = [t.loop.counts for t in trips(walked) if t.total == shape.heads * blocks and t.loop.counts["store"]]
-        usage = _nvidia_usage(compiled.asm["cubin"])
-        held = programs_held(usage["registers"], compiled.metadata.shared, 4, CARDS[arch].multiprocessor)
+        usage = _nvidia_usage(binary.asm["cubin"])
+        held = programs_held(usage["registers"], binary.metadata.shared, 4, CARDS[arch].multiprocessor)
         counts = [heads[-1][kind] for kind in ("all", "tensor", "barrier")]
         print(shape.name, kernel, usage["spill_bytes"], held, *counts, *chain(walked))
 """
@@ -229,8 +222,8 @@ TWO_PRODUCTS = {"roae_forward_kernel": (430, 32, 16), "roae_backward_kernel": (7
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90"])
-def test_a_head_of_roae_takes_few_instructions_and_barriers_and_its_keys_few_steps(arch):
-    rows = run("-c", TARGETS, arch)
+def test_a_head_of_roae_takes_few_instructions_and_barriers_and_its_keys_few_steps(compiler, arch):
+    rows = compiler(TARGETS, arch)
     assert len(rows) == 6
     for shape, kernel, *numbers in rows:
         spilled, held, instructions, products, barriers, *steps = map(int, numbers)
