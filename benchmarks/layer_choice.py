@@ -3,12 +3,11 @@
     make base
     python -m benchmarks.layer_choice            runs what is not finished, and writes docs/layers.md and its picture
     python -m benchmarks.layer_choice --report   writes these from what is kept
-    ... --tasks arithmetic --seeds 1 --rules all upper --steps 100
+    ... --tasks arithmetic --seeds 1 --rules all upper
 
 SmolLM2-135M-Instruct learns by RoSA as in configs/smollm2, with the settings below in place of those there. A run that
-was cut short goes on from its last checkpoint (runs/layer_choice); one that has ended goes on with more `--steps`,
-since its learning rate is constant. Results are kept in benchmarks/results/layer_choice: of every run the held-out
-losses, the operations until then, and what was selected.
+was cut short goes on from its last checkpoint (runs/layer_choice). Results are kept in benchmarks/results/layer_choice:
+of every run the held-out losses, the operations until then, and what was selected.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ import rosa
 from benchmarks import layer_report
 from benchmarks.layer_rules import RULES, Rule
 from benchmarks.smollm2 import MODEL
-from benchmarks.step_flops import Batch, StepFlops, layers_that_train, step_flops
+from benchmarks.step_flops import TYPICAL, Batch, StepFlops, layers_that_train, step_flops
 from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.selection.log import read_entry
 from rosa.storage.files import replace_text
@@ -38,15 +37,14 @@ from rosa.training.trainer import RosaTrainer
 CONFIGS = Path(__file__).parent.parent / "configs" / "smollm2"
 CHECKPOINTS = Path("runs/layer_choice")
 TASKS, SEEDS = ("arithmetic", "commonsense"), (1, 2)
-STEPS, HELD_OUT = 100, 64
+STEPS, DECAY, HELD_OUT = 100, 25, 64
 INTERVAL, K_RATIO = 10, 0.5  # the paper's 40 would select twice in 100 steps
 SPLIT = 2333  # the seed that draws the rows held out, the same ones in all runs
-# A constant rate: under a cosine only the last point of a run would be what training for as long comes to.
+# Before its decay a run is the same however long it is to be, which under a cosine it is not.
 SETTINGS = {
-    "alpha": 1.0, "learning_rate": 3e-3, "norm_learning_rate": 1e-3, "lr_scheduler_type": "constant_with_warmup",
+    "alpha": 1.0, "learning_rate": 3e-3, "norm_learning_rate": 1e-3, "lr_scheduler_type": "warmup_stable_decay",
     "warmup_steps": 5, "per_device_eval_batch_size": 8, "eval_steps": 25, "save_steps": 25, "logging_steps": 25,
 }  # fmt: skip
-TYPICAL = Batch(rows=4, length=200, labelled=320)  # by which rules weigh what layers cost
 
 
 class CountingTrainer(RosaTrainer):
@@ -106,21 +104,25 @@ def adapted(rule: Rule, layers: int) -> list[int]:
     return list(range(begin, end))
 
 
-def run(task: str, name: str, seed: int, steps: int = STEPS, model: Path = MODEL, **settings: Any) -> Path:
+def steps_of(name: str) -> int:
+    """How many steps a run by one of RULES takes."""
+    return round(STEPS * RULES[name].length)
+
+
+def run(task: str, name: str, seed: int, model: Path = MODEL, **settings: Any) -> Path:
     """Trains by one rule, from the last checkpoint on if there is one; returns the file with its course.
 
     Args:
         task (str): one of TASKS.
         name (str): one of RULES.
         seed (int): of the adapter, the order of the rows and the selections.
-        steps (int): how many to have made in the end.
         model (path): the base's folder.
         **settings: options of `rosa train` in place of SETTINGS and of the task's configuration.
     """
     rule, output = RULES[name], CHECKPOINTS / task / f"{name}-{seed}"
     file = layer_report.course_file(task, name, seed)
-    options = {"model": model, "output": output, "seed": seed, "max_steps": steps, "val_size": HELD_OUT}
-    options |= SETTINGS | settings
+    options = {"model": model, "output": output, "seed": seed, "max_steps": steps_of(name), "val_size": HELD_OUT}
+    options |= {"lr_scheduler_kwargs": json.dumps({"num_decay_steps": DECAY})} | SETTINGS | settings
     words = [f"--{key}={value}" for key, value in options.items()]
     job, args = parse(["--config", str(CONFIGS / f"train_{task}.yaml"), *words])
 
@@ -159,11 +161,10 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--rules", nargs="+", choices=tuple(RULES), default=tuple(RULES))
-    parser.add_argument("--steps", type=int, default=STEPS)
     given = parser.parse_args()
     for task, seed, name in ((t, s, r) for t in given.tasks for s in given.seeds for r in given.rules):
-        if not given.report and layer_report.steps_made(task, name, seed) < given.steps:
-            run(task, name, seed, given.steps)
+        if not given.report and layer_report.steps_made(task, name, seed) < steps_of(name):
+            run(task, name, seed)
     layer_report.write()
 
 

@@ -1,4 +1,4 @@
-"""Makes the table and the picture of docs/layers.md from the runs of `benchmarks.layer_choice`."""
+"""Makes the tables and the picture of docs/layers.md from the runs of `benchmarks.layer_choice`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from matplotlib.figure import Figure
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
+import rosa
 from benchmarks.charts import DPI
 from benchmarks.layer_rules import RULES
 from benchmarks.report import fill
 from benchmarks.results import RESULTS
+from benchmarks.scaling import MODELS
+from benchmarks.step_flops import TYPICAL, step_flops
 from benchmarks.tables import markdown
 
 KEPT = RESULTS / "layer_choice"
 DOCS = Path(__file__).parent.parent / "docs"
 DOCUMENT, PICTURE = DOCS / "layers.md", DOCS / "layer_choice.png"
-LAYERS = 30  # of SmolLM2-135M
+SMOLLM2 = LlamaConfig(
+    vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+    num_key_value_heads=3, tie_word_embeddings=True,
+)  # fmt: skip
+LAYERS = SMOLLM2.num_hidden_layers
 TERA = 1e12
 COLORS = ("#000000", "#9e9e9e", "#1d6a96", "#7fb7be", "#c8553d", "#e0a458", "#b08ea2", "#5b8c5a")
 
@@ -93,6 +102,34 @@ def kept_groups() -> list[list[Run]]:
     return [[run for run in group if run] for group in found]
 
 
+def savings() -> str:
+    """A step's operations by which layers train, as a share of those where all do."""
+    models = {"SmolLM2-135M": SMOLLM2, "Qwen2.5-7B": MODELS["Qwen2.5-7B"]}
+    shares = [_shares(config) for config in models.values()]
+    return markdown(("layers that train", *models), [(name, *(s[name] for s in shares)) for name in shares[0]])
+
+
+def _shares(config: PreTrainedConfig) -> dict[str, str]:
+    with torch.device("meta"):
+        products = step_flops(rosa.patch(AutoModelForCausalLM.from_config(config)))
+    layers = range(len(products.linears))
+    half, quarter = len(layers) // 2, len(layers) // 4
+    trained = {
+        "all": layers,
+        "half of them, layer 0 among them": layers[:half],
+        "half of them, from a quarter of the way up": layers[quarter : quarter + half],
+        "the upper half": layers[-half:],
+        "the upper quarter": layers[-quarter:],
+    }
+    step = {name: products.forward(TYPICAL) + products.backward(TYPICAL, some) for name, some in trained.items()}
+    return {name: f"{operations / step['all']:.1%}" for name, operations in step.items()}
+
+
+def parts() -> dict[str, str]:
+    """The page's generated parts by name."""
+    return {"savings": savings(), "layers": table(kept_groups())}
+
+
 def table(groups: Sequence[Sequence[Run]]) -> str:
     """What each rule came to: at its end, at equal operations, and in operations to equal loss."""
     body = [line for group in groups for line in _lines(group)]
@@ -104,19 +141,26 @@ def table(groups: Sequence[Sequence[Run]]) -> str:
 
 
 def _lines(group: Sequence[Run]) -> list[tuple]:
-    """Equal operations: those of the run that has made fewest. Equal loss: the best that every run has been at."""
-    operations = min(run.last["flops"] for run in group)
-    loss = max(min(e["loss"] for e in run.evaluations) for run in group)
-    lines = []
-    for run in group:
-        lowest, to_loss = run.lowest, run.flops_to(loss)
-        lines.append((
-            f"{run.task}, {run.seed}", RULES[run.rule].title, run.last["step"],
-            f"{run.last['flops'] / run.last['step'] / TERA:.3f}", "" if lowest is None else f"{lowest:.1f}",
-            f"{run.last['loss']:.4f}", f"{run.loss_at(operations):.4f} at {operations / TERA:.1f}",
-            "" if to_loss is None else f"{to_loss / TERA:.1f} to {loss:.4f}",
-        ))  # fmt: skip
-    return lines
+    """Of the runs that are as long as the longest, or longer by rule. Equal operations: those of the cheapest of them.
+    Equal loss: the best that each of them has been at."""
+    made = [run.last["step"] / RULES[run.rule].length for run in group]
+    whole = [run for run, steps in zip(group, made, strict=True) if steps == max(made)]
+    operations = min(run.last["flops"] for run in whole)
+    loss = max(min(e["loss"] for e in run.evaluations) for run in whole)
+    return [_line(run, operations, loss, compared=run in whole) for run in group]
+
+
+def _line(run: Run, operations: float, loss: float, *, compared: bool) -> tuple:
+    lowest = run.lowest
+    at_equal, to_equal = (run.loss_at(operations), run.flops_to(loss)) if compared else (None, None)
+    return (
+        f"{run.task}, {run.seed}", RULES[run.rule].title, run.last["step"],
+        f"{run.last['flops'] / run.last['step'] / TERA:.3f}",
+        None if lowest is None else f"{lowest:.1f}",
+        f"{run.last['loss']:.4f}",
+        None if at_equal is None else f"{at_equal:.4f} at {operations / TERA:.1f}",
+        None if to_equal is None else f"{to_equal / TERA:.1f} to {loss:.4f}",
+    )  # fmt: skip
 
 
 def draw(groups: Sequence[Sequence[Run]], path: Path) -> None:
@@ -137,9 +181,8 @@ def draw(groups: Sequence[Sequence[Run]], path: Path) -> None:
 
 
 def write() -> None:
-    """Writes the table into docs/layers.md, and the picture beside it."""
-    groups = kept_groups()
-    made = table(groups)
-    DOCUMENT.write_text(fill(DOCUMENT.read_text(encoding="utf-8"), {"layers": made}), encoding="utf-8")
-    draw(groups, PICTURE)
-    print(made)
+    """Writes the tables into docs/layers.md, and the picture beside it."""
+    made = parts()
+    DOCUMENT.write_text(fill(DOCUMENT.read_text(encoding="utf-8"), made), encoding="utf-8")
+    draw(kept_groups(), PICTURE)
+    print("\n\n".join(made.values()))

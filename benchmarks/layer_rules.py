@@ -21,6 +21,7 @@ class Rule(NamedTuple):
     adapted: tuple[float, float] = (0.0, 1.0)  # the share of the layers, from and to, that has an adapter
     selects: bool = True  # by Algorithm 1; else all that have an adapter train
     priorities: Callable[[Costs, int], Priorities] | None = None  # of the costs and k; None: by score, as in the paper
+    length: float = 1.0  # its steps, in those of the other rules
 
 
 def by_cost(costs: Costs, k: int) -> Priorities:
@@ -58,10 +59,13 @@ def _best_block(scores: Sequence[float], k: int, costs: Costs) -> list[float]:
 
 RULES = {
     "all": Rule("all layers", selects=False),
-    "paper": Rule("the paper's rule"),
-    "upper": Rule("the upper half", adapted=(0.5, 1.0), selects=False),
-    "block_by_cost": Rule("a block, by cost", priorities=block_by_cost),
     "by_cost": Rule("score by cost", priorities=by_cost),
-    "block": Rule("a block", priorities=block),
+    "upper": Rule("the upper half", adapted=(0.5, 1.0), selects=False),
+    "paper": Rule("the paper's rule"),
+    "block_by_cost": Rule("a block, by cost", priorities=block_by_cost),
     "relative": Rule("relative score", priorities=relative),
+    "block": Rule("a block", priorities=block),
+    "upper_longer": Rule(
+        "the upper half, longer", adapted=(0.5, 1.0), selects=False, length=1.25
+    ),  # as many operations
 }

@@ -25,6 +25,9 @@ class Batch(NamedTuple):
     labelled: int
 
 
+TYPICAL = Batch(rows=4, length=200, labelled=320)  # about what a step of configs/smollm2/train_arithmetic.yaml sees
+
+
 class StepFlops(NamedTuple):
     """The products of a patched model: multiplications a token, by layer, lowest first."""
 

@@ -1,6 +1,7 @@
-"""Layers that pay: the rules choose as they say, operations are those that are counted, and a run is kept and goes on."""
+"""Layers that pay: rules choose as they say, operations are those that are counted, a run is kept and goes on."""
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
@@ -29,10 +30,9 @@ def tiny_llama(vocabulary=256, layers=4):
     return LlamaForCausalLM(config)
 
 
-def test_the_document_has_the_table_that_the_runs_make():
+def test_the_document_has_the_tables_that_formulas_and_runs_make():
     text = layer_report.DOCUMENT.read_text(encoding="utf-8")
-    made = layer_report.table(layer_report.kept_groups())
-    assert text == fill(text, {"layers": made}), "run `python -m benchmarks.layer_choice --report`"
+    assert text == fill(text, layer_report.parts()), "run `python -m benchmarks.layer_choice --report`"
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,12 @@ def test_every_rule_draws_the_same_layers_where_it_draws():
 class Watched(layer_choice.CountingTrainer):
     """Notes what a counter of torch sees of each step, and what the formula says."""
 
-    seen: list
+    seen: ClassVar[list] = []
+    stop_after: ClassVar[int | None] = None
 
     def training_step(self, model, inputs, *args, **kwargs):
+        if len(self.seen) == self.stop_after:
+            raise KeyboardInterrupt
         with FlopCounterMode(display=False) as counter:
             loss = super().training_step(model, inputs, *args, **kwargs)
         self.seen.append((counter.get_total_flops(), self.floating_point_ops(inputs)))
@@ -94,9 +97,9 @@ def test_operations_are_those_that_are_counted(tmp_path, adapted, chosen):
         str(tmp_path), max_steps=3, per_device_train_batch_size=2, report_to="none", use_cpu=True, save_strategy="no"
     )
     trainer = Watched(model, args, dls=dls, train_dataset=rows)
-    trainer.seen = []
+    Watched.seen.clear()
     trainer.train()
-    (_, first), *others = trainer.seen  # the first step tries out more than it trains on
+    (_, first), *others = Watched.seen  # the first step tries out more than it trains on
     assert all(counted == formula for counted, formula in others)
     assert others[1][1] < others[0][1] if chosen else others[1][1] == others[0][1]  # step 2 selects, 3 skips
     assert trainer.state.total_flos == first + sum(formula for _, formula in others)
@@ -115,31 +118,39 @@ def small_study(tmp_path, monkeypatch):
     """A tiny base, its rows, and the options by which `run` takes them."""
     monkeypatch.setattr(layer_choice, "CHECKPOINTS", tmp_path / "checkpoints")
     monkeypatch.setattr(layer_report, "KEPT", tmp_path / "kept")
-    monkeypatch.setattr(layer_choice, "INTERVAL", 2)
+    for name, value in (("INTERVAL", 2), ("STEPS", 6), ("DECAY", 2)):
+        monkeypatch.setattr(layer_choice, name, value)
     tokenizer = tiny_tokenizer(row["instruction"] for row in ROWS)
     tiny_llama(len(tokenizer)).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     (tmp_path / "rows.json").write_text(json.dumps(ROWS))
-    every = dict.fromkeys(("eval_steps", "save_steps", "logging_steps"), 2)
+    every = {"eval_steps": 2, "save_steps": 2, "logging_steps": 100}
     fast = {"val_size": 4, "bf16": "false", "rank": 8}
     return {"model": tmp_path / "base", "data": tmp_path / "rows.json", **every, **fast}
 
 
 def test_a_run_is_kept_and_goes_on_as_if_it_had_not_stopped(small_study, tmp_path, monkeypatch):
-    for steps in (4, 6):
-        layer_choice.run("arithmetic", "block_by_cost", 1, steps, **small_study)
-        assert layer_report.steps_made("arithmetic", "block_by_cost", 1) == steps
+    monkeypatch.setattr(layer_choice, "CountingTrainer", Watched)
+    Watched.seen.clear()
+    Watched.stop_after = 5
+    with pytest.raises(KeyboardInterrupt):
+        layer_choice.run("arithmetic", "block_by_cost", 1, **small_study)
+    assert layer_report.steps_made("arithmetic", "block_by_cost", 1) == 4
+    Watched.stop_after = None
+    layer_choice.run("arithmetic", "block_by_cost", 1, **small_study)
+    assert len(Watched.seen) == 5 + 2  # from step 4 on
     stopped = layer_report.read_run("arithmetic", "block_by_cost", 1)
     monkeypatch.setattr(layer_choice, "CHECKPOINTS", tmp_path / "other")
-    layer_choice.run("arithmetic", "block_by_cost", 1, 6, **small_study)
+    layer_choice.run("arithmetic", "block_by_cost", 1, **small_study)
     assert layer_report.read_run("arithmetic", "block_by_cost", 1) == stopped
     assert [made["step"] for made in stopped.selections] == [2, 4, 6]
+    assert stopped.last["flops"] == sum(flops for _, flops in Watched.seen[-6:])
     assert all(made["layers"][1] == made["layers"][0] + 1 for made in stopped.selections if made["exploited"])
 
 
 def test_the_upper_half_costs_less_than_all_layers(small_study):
     for rule in ("all", "upper"):
-        layer_choice.run("arithmetic", rule, 1, 2, **small_study)
+        layer_choice.run("arithmetic", rule, 1, **small_study)
     every, upper = layer_report.kept_groups()[0]
     assert upper.last["flops"] < 0.9 * every.last["flops"] and not upper.selections
 
@@ -155,9 +166,10 @@ def test_a_table_compares_at_what_every_run_has_reached(tmp_path):
     def run(rule, *points):
         return Run("arithmetic", rule, 1, [{"step": s, "flops": f * 1e12, "loss": y} for s, f, y in points], [])
 
-    group = [run("all", (2, 4, 0.9), (4, 8, 0.7)), run("upper", (2, 3, 0.9), (4, 6, 0.8))]
-    _, _, every, upper = layer_report.table([group]).splitlines()
+    group = [run("all", (2, 4, 0.9), (4, 8, 0.7)), run("upper", (2, 3, 0.9), (4, 6, 0.8)), run("block", (2, 4, 0.9))]
+    _, _, every, upper, unfinished = layer_report.table([group]).splitlines()
     assert every.split("|")[-3:-1] == [" 0.8000 at 6.0 ", " 6.0 to 0.8000 "]
     assert upper.split("|")[5:-1] == [" 15.0 ", " 0.8000 ", " 0.8000 at 6.0 ", " 6.0 to 0.8000 "]
+    assert unfinished.split("|")[3:-1] == [" 2 ", " 2.000 ", "  ", " 0.9000 ", "  ", "  "]
     layer_report.draw([group, group], tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
