@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,12 +19,16 @@ class Selection(NamedTuple):
     scores: tuple[float, ...]
 
 
+# Of the selections so far and the scores of this step: the numbers that rank the layers, one each, the highest first.
+Priorities = Callable[[Sequence[Selection], tuple[float, ...]], Sequence[float]]
+
+
 class Selector:
     """Counts the steps, and at some of them selects the layers that train from then on.
 
     Args:
         layers (tuple of int): those that take part, and that train before the first selection.
-        k_ratio, interval, warmup_steps, p_exploit, seed: as of `DynamicLayerSelection`.
+        k_ratio, interval, warmup_steps, p_exploit, seed, priorities: as of `DynamicLayerSelection`.
 
     Attributes:
         k (int): how many layers a selection chooses.
@@ -33,11 +38,19 @@ class Selector:
     """
 
     def __init__(
-        self, layers: tuple[int, ...], k_ratio: float, interval: int, warmup_steps: int, p_exploit: float, seed: int
+        self,
+        layers: tuple[int, ...],
+        k_ratio: float,
+        interval: int,
+        warmup_steps: int,
+        p_exploit: float,
+        seed: int,
+        priorities: Priorities | None = None,
     ):
         # The margin keeps products such as 0.29 * 100, one rounding below a whole number, on that number.
         self.k = max(1, math.floor(k_ratio * len(layers) + 1e-9))
         self.interval, self.warmup_steps, self.p_exploit = interval, warmup_steps, p_exploit
+        self.priorities = priorities
         self.steps = 0
         self.selected_layers = layers
         self.history: list[Selection] = []
@@ -50,11 +63,12 @@ class Selector:
         return step > self.warmup_steps and step % self.interval == 0
 
     def choose(self, layers: tuple[int, ...], scores: tuple[float, ...]) -> Selection:
-        """What the next step selects, drawn but not adopted: with probability `p_exploit` the top k layers by score,
-        otherwise k of them at random."""
+        """What the next step selects, drawn but not adopted: with probability `p_exploit` the top k layers by score, or
+        by `priorities`, otherwise k of them at random."""
         exploit = bool(torch.rand((), generator=self._generator, device="cpu") < self.p_exploit)
         if exploit:
-            ranked = sorted(range(len(scores)), key=lambda i: -scores[i])  # the lower of two equal layers comes first
+            values = scores if self.priorities is None else self.priorities(self.history, scores)
+            ranked = sorted(range(len(scores)), key=lambda i: -values[i])  # the lower of two equal layers comes first
         else:
             ranked = torch.randperm(len(scores), generator=self._generator, device="cpu").tolist()
         return Selection(self.steps + 1, tuple(sorted(layers[i] for i in ranked[: self.k])), exploit, scores)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rosa.models.sharding import shard_state, whole_state
-from rosa.selection.algorithm import Selector, check_settings
+from rosa.selection.algorithm import Priorities, Selector, check_settings
 from rosa.selection.charge import check_in_charge, taking_charge
 from rosa.selection.freezing import MODES, Freezing
 from rosa.selection.scored_layers import SCORES
@@ -67,6 +67,9 @@ class DynamicLayerSelection(torch.optim.Optimizer):
             optimizer holds of the layer but its norms, for models whose norms have no weights.
         seed (int): of the generator that draws the selections, from -2**63 to 2**64 - 1; of several processes, the
             first one's counts.
+        priorities (callable, optional): ranks the layers where they are not chosen at random: it is given the list of
+            Selection so far and the scores of this step, in the order of `layers`, and returns a number for each layer.
+            None ranks by the scores, as the paper does. It is not in `state_dict`.
 
     Attributes:
         selected_layers (tuple of int): the layers that train now.
@@ -98,6 +101,7 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         mode: str = "skip",
         score: str = "norms",
         seed: int = 2333,
+        priorities: Priorities | None = None,
     ):
         _check_optimizer(optimizer)
         check_settings(k_ratio, interval, warmup_steps, p_exploit, seed)
@@ -108,7 +112,7 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         self._freezing = Freezing(optimizer, model, mode, score)
         with taking_charge(self._freezing):
             self._freezing.bind()
-        self._selector = Selector(self.layers, k_ratio, interval, warmup_steps, p_exploit, seed)
+        self._selector = Selector(self.layers, k_ratio, interval, warmup_steps, p_exploit, seed, priorities)
         self._freezing.watch_forward()
         self._freezing.hold(self._selector)
 

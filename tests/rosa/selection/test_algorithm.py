@@ -30,6 +30,15 @@ def test_exploiting_takes_the_top_k_by_score_and_of_equal_ones_the_lower_layer()
     assert algorithm.choose(LAYERS, (1.0,) * 5).layers == (3, 4)
 
 
+def test_priorities_rank_the_layers_from_the_scores_and_the_course_so_far():
+    def least_chosen(history, scores):
+        return [scores[i] - 10 * sum(LAYERS[i] in made.layers for made in history) for i in range(len(LAYERS))]
+
+    algorithm = run(selector(p_exploit=1.0, interval=1, warmup_steps=0, priorities=least_chosen), 3)
+    assert [made.layers for made in algorithm.history] == [(6, 8), (4, 5), (3, 8)]
+    assert all(made.scores == (1.0, 2.0, 3.0, 4.0, 5.0) for made in algorithm.history)
+
+
 def test_a_choice_holds_only_once_it_is_adopted():
     algorithm = selector(p_exploit=1.0)
     chosen = algorithm.choose(LAYERS, (1.0, 2.0, 3.0, 4.0, 5.0))
