@@ -28,7 +28,7 @@ NOT_MEASURED = (
 
 def kept_results(folder: Path = RESULTS) -> list[Path]:
     """The files of results under a folder."""
-    return sorted(folder.rglob("*.json"))
+    return sorted(folder.glob("*/*.json"))
 
 
 def sections(runs: Sequence[Run]) -> dict[str, str]:

@@ -31,6 +31,7 @@ ROOT = Path(__file__).parent.parent
 TASKS = ("arithmetic", "commonsense")
 INSPECTION = ROOT / "benchmarks" / "results" / "smollm2" / "inspection"
 PICTURE = ROOT / "docs" / "results_course.png"
+DOCUMENT, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 DRAWN = {  # the lines that are told apart by colour (Okabe and Ito's); the others are grey
     "RoSA": "#D55E00", "RoAE only, alpha 1": "#E69F00", "LoRA": "#0072B2", "LoRA on q and k": "#56B4E9",
     "RoAd_2": "#009E73", "LN tuning": "#CC79A7",
@@ -46,8 +47,8 @@ class Study:
 
     Attributes:
         comparison (Comparison): as its file describes it.
-        tried (dict): of each method that has tried all its learning rates, the outcomes by rate.
-        rates (dict): the learning rate that each of these methods has chosen.
+        tried (dict): of each method the outcomes by those of its learning rates that it has tried, at least one.
+        rates (dict): the one of these that each method has chosen so far.
         tested (dict): of each method and the base, the outcomes that have reached the test.
     """
 
@@ -55,11 +56,14 @@ class Study:
         self.comparison: Comparison = load_comparison(ROOT / "configs" / "smollm2" / f"{task}.yaml")
         (model,) = self.comparison.models
         tried = {
-            name: {rate: self._read(self.comparison.tuning_cell(model, name, rate)) for rate in rates}
+            name: {
+                rate: outcome
+                for rate in self.comparison.rates(name)
+                if (outcome := self._read(self.comparison.tuning_cell(model, name, rate)))
+            }
             for name in self.comparison.methods
-            if (rates := self.comparison.rates(name))
         }
-        self.tried = {name: by_rate for name, by_rate in tried.items() if all(by_rate.values())}
+        self.tried = {name: by_rate for name, by_rate in tried.items() if by_rate}
         chosen = best_rates([outcome for by_rate in self.tried.values() for outcome in by_rate.values()])
         self.rates = {name: chosen[model, name] for name in self.tried}
         cells = {BASE: [self.comparison.base_cell(model)]} | {
@@ -101,13 +105,21 @@ def losses(outcome: Outcome) -> dict[int, float]:
 def short_table(study: Study) -> str:
     """A row for each method at its chosen rate in the short runs, the lowest loss first."""
     ranked = sorted(study.rates, key=lambda name: study.short(name).get("validation_loss", math.inf))
-    body = [["base", "-", "0", "-", "-" if study.start is None else f"{study.start:.4f}"]]
+    body = [["base", "-", "-", "0", "-", "-" if study.start is None else f"{study.start:.4f}"]]
     for name in ranked:
         outcome = study.short(name)
         course = losses(outcome)
         half = f"{course[50]:.4f}" if 50 in course else "-"
-        body.append([name, f"{study.rates[name]:g}", _share(outcome), half, _loss(outcome)])
-    return markdown(("method", "lr", "trainable %", "loss after 50 steps", "after 100"), body)
+        tried = f"{len(study.tried[name])} of {len(study.comparison.rates(name))}"
+        body.append([name, f"{study.rates[name]:g}", tried, _share(outcome), half, _loss(outcome)])
+    return markdown(("method", "lr", "rates tried", "trainable %", "loss after 50 steps", "after 100"), body)
+
+
+def readme_table(study: Study) -> str:
+    """The same, shorter."""
+    ranked = sorted(study.rates, key=lambda name: study.short(name).get("validation_loss", math.inf))
+    body = [[name, _share(study.short(name)), f"{study.rates[name]:g}", _loss(study.short(name))] for name in ranked]
+    return markdown(("method", "trainable %", "lr", "loss after 100 steps"), body)
 
 
 def long_table(study: Study) -> str:
@@ -224,7 +236,7 @@ def _with_deviation(value) -> str:
     return f"{value.mean:.1f}" if math.isnan(value.deviation) else f"{value.mean:.1f} ± {value.deviation:.1f}"
 
 
-def parts() -> dict[str, str]:
+def parts() -> dict[Path, dict[str, str]]:
     """The documents' generated parts by name, from what is kept."""
     studies = {task: Study(task) for task in TASKS}
     begun = {task: study for task, study in studies.items() if study.rates}
@@ -232,14 +244,13 @@ def parts() -> dict[str, str]:
     for task, study in studies.items():
         for name, table in (("short", short_table), ("long", long_table), ("rates", rates_table)):
             made[f"{task}-{name}"] = table(study) if task in begun else "Not run yet."
-    return made
+    return {DOCUMENT: made, README: {"real": readme_table(studies["arithmetic"])}}
 
 
 def main() -> None:
     """Write the documents and draw the picture."""
-    file = ROOT / "docs" / "results.md"
-    made = parts()
-    file.write_text(fill(file.read_text(encoding="utf-8"), made), encoding="utf-8")
+    for file, made in parts().items():
+        file.write_text(fill(file.read_text(encoding="utf-8"), made), encoding="utf-8")
     draw_courses({task: study for task in TASKS if (study := Study(task)).rates})
 
 

@@ -232,6 +232,18 @@ class SelectiveTrainer(Trainer):
         with self._response.of(inputs) as inputs:
             return ordinary(inputs)
 
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        if self._response is None or not prediction_loss_only:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        with self._response.of(self._prepare_inputs(inputs)) as inputs:
+            return super().prediction_step(model, inputs, True, ignore_keys)
+
     def _wants_all_logits(self) -> str | None:
         """What in this Trainer wants the logits of every position, or has each process see a part of a batch alone."""
         if self.compute_loss_func is not None:

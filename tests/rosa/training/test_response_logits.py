@@ -1,5 +1,6 @@
 """Logits of the response alone: the same training as with all logits, for every kind of output layer and batch."""
 
+import functools
 import json
 import warnings
 
@@ -196,21 +197,30 @@ def test_a_batch_without_a_label_counts_as_it_would(make_model, tmp_path):
         train(make_model(), tmp_path, data=[{**data[0]}])
 
 
-def test_evaluation_has_all_logits(make_model, tmp_path):
-    seen = []
+def test_evaluation_computes_all_logits_for_metrics_alone(make_model, tmp_path):
+    """Its loss is the same either way."""
+    seen, positions = [], []
 
     def metrics(predicted):
         seen.append(predicted.predictions.shape)
         return {}
+
+    def note(found, module, args, output):
+        if not module.training:
+            found.add(tuple(output.shape[:2]))
 
     data = rows([(3, 12)] * 4)
     arguments = dict(eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=2)
     options = dict(data=data, eval_dataset=data, arguments=arguments)
     logs = []
     for more in (dict(compute_metrics=metrics), {}, dict(response_logits=False)):
-        trainer, _, _ = train(make_model(), tmp_path, **options, **more)
+        model, found = make_model(), set()
+        model.lm_head.register_forward_hook(functools.partial(note, found))
+        trainer, _, _ = train(model, tmp_path, **options, **more)
+        positions.append(found)
         logs.append([entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry])
     assert seen == [(4, 12, 96)] * 3
+    assert positions == [{(2, 12)}, {(1, 2 * 9 + 1)}, {(2, 12)}]  # of two rows, nine labels each
     for log in logs[:2]:
         torch.testing.assert_close(log, logs[2], rtol=1e-5, atol=0)
 
