@@ -4,9 +4,9 @@
     python -m benchmarks.roae_variants                       prints the table of what is kept
 
 Each run is one of the study's tuning runs (configs/smollm2/arithmetic.yaml: 100 steps of 4 rows, the same held-out
-rows) of RoAE without layer selection, at the rate that was good for it. The changes are made here alone: the signals are
-computed in plain PyTorch, and the package's own op puts Eq. 4 on the rotated queries and keys. A variant's adapter is
-written to runs/roae_variants, and `load` reads it again.
+rows) of RoAE without layer selection, at the rate that was good for it. The changes are made here alone: the signals
+are computed in plain PyTorch, and the package's own op puts Eq. 4 on the rotated queries and keys. A variant's adapter
+is written to runs/roae_variants, and `load` reads it again.
 """
 
 from __future__ import annotations
