@@ -159,14 +159,14 @@ AS_IT_IS, ONE_GAIN = "as it is", "one gain a pair"
 VARIANTS = {
     ONE_GAIN: Variant(OneGain),
     AS_IT_IS: Variant(),
+    "other first weights, nothing changed": Variant(Redrawn),
     "tanh in SiLU's place": Variant(Tanh),
-    "no activation": Variant(Identity),
     "W_up at 4 times the rate": Variant(rates={"up": 4.0}),
-    "W_down at 4 times the rate": Variant(rates={"down": 4.0}),
     "W_GQA begins as the mean of a group": Variant(GroupMean),
+    "no activation": Variant(Identity),
+    "W_down at 4 times the rate": Variant(rates={"down": 4.0}),
     "W_down begins at zero, W_up does not": Variant(ZeroDown),
     "W_up begins at random, 0.02": Variant(RandomUp),
-    "other first weights, nothing changed": Variant(Redrawn),
 }
 
 
@@ -265,14 +265,15 @@ def table() -> str:
     """The loss on held-out rows of every variant, by base."""
     rows = []
     for name in VARIANTS:
-        outcomes = [_kept(base, name) for base in BASES]
+        outcomes = [read_kept(base, name) for base in BASES]
         if any(outcomes):
             number = next((outcome["trainable"] for outcome in outcomes if "trainable" in outcome), None)
             rows.append((name, number and f"{number:,}", *map(_loss, outcomes)))
     return markdown(("RoAE alone", "trained parameters", *BASES), rows)
 
 
-def _kept(base: str, name: str) -> dict[str, Any]:
+def read_kept(base: str, name: str) -> dict[str, Any]:
+    """The outcome of a run; nothing if it has none."""
     file = kept_file(base, name)
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
