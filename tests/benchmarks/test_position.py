@@ -57,7 +57,7 @@ def adapted(base, name):
 
 
 def test_long_rows_are_of_whole_problems(problems):
-    first, second, third, fourth = problems
+    first, second, third, _ = problems
     assert long_rows(problems, 2, 17) == [[first, second], [third]]
     assert long_rows(problems, 1, 30) == [[first, second, third]]
     with pytest.raises(ValueError, match="do not fill 2 rows of 30 tokens"):
