@@ -11,7 +11,6 @@ were chosen), the loss on the tokens of the responses. FOLDER is an adapter of `
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -22,10 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.position_tables import BASE, kept_file, write
+from benchmarks.position_tables import BASE, keep, kept, write
 from benchmarks.roae_variants import load
 from rosa.adapters.pretrained import load_model, load_tokenizer
-from rosa.storage.files import replace_text
 from rosa.storage.settings import load_settings
 from rosa.training.data import IGNORED_LABEL, load_rows, tokenize
 from rosa.training.finetune import _split
@@ -143,8 +141,8 @@ def measure(model: nn.Module, problems: Sequence[Problem]) -> dict[str, Any]:
     }
 
 
-def keep(name: str, folder: Path | None, problems: Sequence[Problem]) -> None:
-    """Measure the base, or an adapter of it, and keep the figures."""
+def figures(name: str, folder: Path | None, problems: Sequence[Problem]) -> dict[str, Any]:
+    """What is kept of the base, or of an adapter of it."""
     model = load_model(MODEL, dtype="float32")
     if folder is not None:
         model = load(model, folder).float()
@@ -154,9 +152,7 @@ def keep(name: str, folder: Path | None, problems: Sequence[Problem]) -> None:
         "dtype": "float32",
         "versions": {package: version(package) for package in PACKAGES},
     }
-    file = kept_file(name)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(file, json.dumps(about | measure(model, problems), indent=1) + "\n")
+    return about | measure(model, problems)
 
 
 def main() -> None:
@@ -166,10 +162,11 @@ def main() -> None:
     )
     parser.add_argument("--adapters", nargs="+", default=[], metavar="NAME=FOLDER", help="measure these")
     adapters = dict(_named(given, parser) for given in parser.parse_args().adapters)
-    wanted = {name: at for name, at in {BASE: None, **adapters}.items() if not kept_file(name).exists()}
+    known = {model["name"] for model in kept()}
+    wanted = {name: at for name, at in {BASE: None, **adapters}.items() if name not in known}
     problems = held_out(MODEL) if wanted else []
     for name, folder in wanted.items():
-        keep(name, folder, problems)
+        keep(figures(name, folder, problems))
         print(f"{name} measured", flush=True)
     write()
 

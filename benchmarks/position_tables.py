@@ -12,25 +12,25 @@ from typing import Any
 
 from benchmarks.report import fill
 from benchmarks.tables import markdown
-from rosa.comparison.plan import slug
 from rosa.storage.files import replace_text
 
 ROOT = Path(__file__).parent.parent
-KEPT = ROOT / "benchmarks" / "results" / "position"
+KEPT = ROOT / "benchmarks" / "results" / "position" / "figures.jsonl"
 DOCUMENT = ROOT / "docs" / "position.md"
 BASE = "base"
 BOUNDS = (0, 256, 1024, 2048, 3072, 4096)  # of the positions of a long row, by which its problems are told apart
 
 
-def kept_file(name: str) -> Path:
-    """Where the figures of an adapter are kept."""
-    return KEPT / f"{slug(name)}.json"
-
-
 def kept() -> list[dict[str, Any]]:
     """The figures of every model: the base's first, then by how far a shift moves the logits."""
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(KEPT.glob("*.json"))]
-    return sorted(found, key=lambda model: (model["name"] != BASE, model["shifts"][-1]["mean_change"]))
+    lines = KEPT.read_text(encoding="utf-8").splitlines() if KEPT.exists() else []
+    return sorted(map(json.loads, lines), key=lambda model: (model["name"] != BASE, model["shifts"][-1]["mean_change"]))
+
+
+def keep(model: dict[str, Any]) -> None:
+    """Adds the figures of a model to those that are kept."""
+    KEPT.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(KEPT, "".join(json.dumps(one) + "\n" for one in (*kept(), model)))
 
 
 def parts() -> dict[str, str]:

@@ -38,7 +38,7 @@ from rosa.training.trainer import RosaTrainer
 from rosa_kernels import rope_roae
 
 ROOT = Path(__file__).parent.parent
-KEPT = ROOT / "benchmarks" / "results" / "roae_variants"
+KEPT = ROOT / "benchmarks" / "results" / "roae_variants" / "outcomes.jsonl"
 ADAPTERS = Path("runs/roae_variants")
 VARIANT_NAME = "variant.json"  # beside an adapter: which variant's it is
 PACKAGES = ("torch", "transformers")
@@ -157,8 +157,8 @@ class Variant(NamedTuple):
 
 AS_IT_IS, ONE_GAIN = "as it is", "one gain a pair"
 VARIANTS = {
-    ONE_GAIN: Variant(OneGain),
     AS_IT_IS: Variant(),
+    ONE_GAIN: Variant(OneGain),
     "other first weights, nothing changed": Variant(Redrawn),
     "tanh in SiLU's place": Variant(Tanh),
     "W_up at 4 times the rate": Variant(rates={"up": 4.0}),
@@ -242,22 +242,17 @@ def settings_of(base: str) -> dict[str, Any]:
     return {**kept, **COMMON, **UNSELECTED, **BASES[base], "eval_strategy": "no", "save_strategy": "no"}
 
 
-def kept_file(base: str, name: str) -> Path:
-    """Where the outcome of a run is kept."""
-    return KEPT / slug(base) / f"{slug(name)}.json"
-
-
 def run() -> None:
     """Train whatever has no outcome yet."""
     for base in BASES:
         for name in VARIANTS:
-            file, settings = kept_file(base, name), settings_of(base)
-            if file.exists():
+            if read_kept(base, name):
                 continue
+            settings = settings_of(base)
             outcome = train(name, settings, ADAPTERS / slug(base) / slug(name))
-            about = {"variant": name, "settings": settings, "versions": {p: version(p) for p in PACKAGES}}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(file, json.dumps(about | outcome, indent=1) + "\n")
+            about = {"base": base, "variant": name, "settings": settings, "versions": {p: version(p) for p in PACKAGES}}
+            KEPT.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(KEPT, "".join(json.dumps(one) + "\n" for one in (*_kept(), about | outcome)))
             print(f"{base}, {name}: {outcome.get('validation_loss', 'diverged')}", flush=True)
 
 
@@ -274,8 +269,12 @@ def table() -> str:
 
 def read_kept(base: str, name: str) -> dict[str, Any]:
     """The outcome of a run; nothing if it has none."""
-    file = kept_file(base, name)
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return next((one for one in _kept() if (one["base"], one["variant"]) == (base, name)), {})
+
+
+def _kept() -> list[dict[str, Any]]:
+    lines = KEPT.read_text(encoding="utf-8").splitlines() if KEPT.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def _loss(outcome: dict[str, Any]) -> str:
