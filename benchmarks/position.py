@@ -1,0 +1,182 @@
+"""Whether what an adapter learnt depends on where a token stands: docs/position.md, from figures that are kept.
+
+    python -m benchmarks.position --adapters NAME=FOLDER ...    measures adapters of SmolLM2 that are not kept yet
+    python -m benchmarks.position                               writes the document's tables from what is kept
+
+All is measured in float32 on the study's held-out arithmetic problems (those of seed 1, with which its learning rates
+were chosen), the loss on the tokens of the responses. FOLDER is an adapter of `rosa train`, of `rosa compare` or of
+`benchmarks.roae_variants`. The base is measured first, if it is not kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.position_tables import BASE, keep, kept, write
+from benchmarks.roae_variants import load
+from rosa.adapters.pretrained import load_model, load_tokenizer
+from rosa.storage.settings import load_settings
+from rosa.training.data import IGNORED_LABEL, load_rows, tokenize
+from rosa.training.finetune import _split
+
+ROOT = Path(__file__).parent.parent
+MODEL = "runs/smollm2/SmolLM2-135M-Instruct"
+SEED = 1
+SHIFTS = (100, 1000, 4000)
+LONG, LENGTH = 4, 4096  # long rows, and tokens of each
+SHIFTED = 24  # problems whose positions are shifted
+PACKAGES = ("torch", "transformers", "peft")
+
+
+class Problem(NamedTuple):
+    """A held-out problem as training has it: tokens of prompt and response, labels of the response alone."""
+
+    ids: list[int]
+    labels: list[int]
+
+
+def held_out(model: str) -> list[Problem]:
+    """The problems that the study's runs with SEED have not learnt."""
+    settings = load_settings(ROOT / "configs" / "smollm2" / "train_arithmetic.yaml")
+    _, rows = _split(load_rows(settings["data"]), settings["val_size"], SEED)
+    examples = tokenize(rows, load_tokenizer(model), max_length=settings["max_length"])
+    return [Problem(example["input_ids"], example["labels"]) for example in examples]
+
+
+def long_rows(problems: Sequence[Problem], number: int, length: int) -> list[list[Problem]]:
+    """Problems put one behind another: as many whole ones as fit into `length` tokens."""
+    rows, room = [[]], length
+    for problem in problems:
+        if len(problem.ids) > room:
+            rows.append([])
+            room = length
+        rows[-1].append(problem)
+        room -= len(problem.ids)
+    if len(rows) <= number:
+        raise ValueError(f"{len(problems)} problems do not fill {number} rows of {length} tokens")
+    return rows[:number]
+
+
+@torch.inference_mode()
+def response_logits(model: nn.Module, row: Sequence[Problem], start: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits of the response tokens of a row, `[tokens, vocabulary]`, and these tokens, `[tokens]`.
+
+    Args:
+        model (nn.Module): a causal language model of transformers or peft.
+        row (sequence of Problem): one behind another, each sees those before it.
+        start (int): the position of the first token.
+    """
+    ids = torch.tensor([[token for problem in row for token in problem.ids]])
+    labels = torch.tensor([label for problem in row for label in problem.labels])
+    at = (labels != IGNORED_LABEL).nonzero().flatten()
+    positions = torch.arange(start, start + ids.shape[1]).unsqueeze(0)
+    logits = model(input_ids=ids, position_ids=positions, logits_to_keep=at - 1, use_cache=False).logits
+    return logits[0], labels[at]
+
+
+def losses(model: nn.Module, row: Sequence[Problem], start: int = 0) -> list[float]:
+    """The mean loss of each problem of a row on its response."""
+    found = F.cross_entropy(*response_logits(model, row, start), reduction="none")
+    sizes = [sum(label != IGNORED_LABEL for label in problem.labels) for problem in row]
+    return [part.mean().item() for part in found.split(sizes)]
+
+
+def shifted(model: nn.Module, problems: Sequence[Problem], shifts: Sequence[int] = SHIFTS) -> list[dict[str, float]]:
+    """How far shifts of all positions move the model, over the response tokens of problems that stand alone.
+
+    Returns:
+        list of dict: of each shift the mean and the largest change of a logit, the mean KL divergence of next-token
+        distributions from those unshifted, and the mean losses without and with the shift.
+    """
+    found = {shift: Counter() for shift in shifts}
+    for problem in problems:
+        plain, labels = response_logits(model, [problem])
+        log_p = plain.double().log_softmax(-1)  # in float32, rounding would make most of two near distributions' KL
+        for shift, sums in found.items():
+            moved, _ = response_logits(model, [problem], shift)
+            change, log_q = (moved - plain).abs(), moved.double().log_softmax(-1)
+            sums["tokens"] += len(labels)
+            sums["mean_change"] += change.mean(-1).sum().item()
+            sums["largest_change"] = max(sums["largest_change"], change.max().item())
+            sums["divergence"] += (log_p.exp() * (log_p - log_q)).sum().item()
+            sums["loss"] += F.nll_loss(log_p, labels, reduction="sum").item()
+            sums["loss_shifted"] += F.nll_loss(log_q, labels, reduction="sum").item()
+    return [{"shift": shift} | _means(sums) for shift, sums in found.items()]
+
+
+def _means(sums: Counter) -> dict[str, float]:
+    means = {name: sums[name] / sums["tokens"] for name in ("mean_change", "divergence", "loss", "loss_shifted")}
+    return {"largest_change": sums["largest_change"], **means}
+
+
+def by_place(model: nn.Module, rows: Sequence[Sequence[Problem]]) -> list[dict[str, float]]:
+    """The loss of every problem of long rows: in the long row, alone from position 0 on, and alone at the positions
+    that it has in the long row."""
+    found = []
+    for row in rows:
+        at = 0
+        for problem, in_row in zip(row, losses(model, row), strict=True):
+            (alone,), (moved,) = losses(model, [problem]), losses(model, [problem], at)
+            tokens = sum(label != IGNORED_LABEL for label in problem.labels)
+            found.append({"at": at, "tokens": tokens, "in_row": in_row, "alone": alone, "alone_there": moved})
+            at += len(problem.ids)
+    return found
+
+
+def measure(model: nn.Module, problems: Sequence[Problem]) -> dict[str, Any]:
+    """All figures of a model, in its own dtype."""
+    model.eval()
+    return {
+        "shifts": shifted(model, problems[:SHIFTED]),
+        "places": by_place(model, long_rows(problems, LONG, LENGTH)),
+    }
+
+
+def figures(name: str, folder: Path | None, problems: Sequence[Problem]) -> dict[str, Any]:
+    """What is kept of the base, or of an adapter of it."""
+    model = load_model(MODEL, dtype="float32")
+    if folder is not None:
+        model = load(model, folder).float()
+    about = {
+        "name": name,
+        "adapter": folder and "/".join(folder.parts[-2:]),  # method and run
+        "dtype": "float32",
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+    return about | measure(model, problems)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.position", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--adapters", nargs="+", default=[], metavar="NAME=FOLDER", help="measure these")
+    adapters = dict(_named(given, parser) for given in parser.parse_args().adapters)
+    known = {model["name"] for model in kept()}
+    wanted = {name: at for name, at in {BASE: None, **adapters}.items() if name not in known}
+    problems = held_out(MODEL) if wanted else []
+    for name, folder in wanted.items():
+        keep(figures(name, folder, problems))
+        print(f"{name} measured", flush=True)
+    write()
+
+
+def _named(given: str, parser: argparse.ArgumentParser) -> tuple[str, Path]:
+    name, equals, folder = given.rpartition("=")
+    if not (name and equals and Path(folder).is_dir()):
+        parser.error(f"--adapters takes NAME=FOLDER, an adapter's folder, got {given}")
+    return name, Path(folder)
+
+
+if __name__ == "__main__":
+    main()
