@@ -21,6 +21,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks import roae_variants
 from benchmarks.report import fill
 from benchmarks.tables import markdown
 from rosa.comparison.plan import BASE, Comparison, load_comparison
@@ -240,7 +241,12 @@ def parts() -> dict[Path, dict[str, str]]:
     """The documents' generated parts by name, from what is kept."""
     studies = {task: Study(task) for task in TASKS}
     begun = {task: study for task, study in studies.items() if study.rates}
-    made = {"run": about(list(begun.values())), "energy": energy_table(), "gains": gains_text()}
+    made = {
+        "run": about(list(begun.values())),
+        "energy": energy_table(),
+        "gains": gains_text(),
+        "why": roae_variants.table(),
+    }
     for task, study in studies.items():
         for name, table in (("short", short_table), ("long", long_table), ("rates", rates_table)):
             made[f"{task}-{name}"] = table(study) if task in begun else "Not run yet."
