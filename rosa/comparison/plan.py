@@ -145,10 +145,9 @@ class Comparison:
         if self.miniature is None and not (self.models and self.tasks):
             raise ValueError("name at least one of the models and the tasks, or give miniature")
         grids = [self.learning_rates, *map(self.rates, self.methods)]
-        if any(rate <= 0 for grid in grids for rate in grid):
-            raise ValueError(
-                f"learning_rates must be above 0, got {next(list(g) for g in grids if min(g, default=1) <= 0)}"
-            )
+        for grid in grids:
+            if any(rate <= 0 for rate in grid):
+                raise ValueError(f"learning_rates must be above 0, got {list(grid)}")
         if any(grids) and not all(grids[1:]):
             raise ValueError("learning_rates: all methods choose theirs, or none")
         if self.tuning_steps is not None and not (isinstance(self.tuning_steps, int) and self.tuning_steps >= 1):

@@ -8,9 +8,7 @@ import torch
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 
 from rosa.evaluation.generation import evaluating
-from rosa.training.data import tokenize
-
-IGNORED = -100  # the label of what is no part of the loss
+from rosa.training.data import IGNORED_LABEL, tokenize
 
 
 def response_loss(
@@ -34,7 +32,7 @@ def response_loss(
     with evaluating(model), torch.no_grad():
         for start in range(0, len(examples), batch_size):
             batch = collate(list(examples.select(range(start, min(start + batch_size, len(examples))))))
-            learnt = int((batch["labels"][:, 1:] != IGNORED).sum())
+            learnt = int((batch["labels"][:, 1:] != IGNORED_LABEL).sum())
             total += learnt * model(**batch.to(model.device)).loss.item()
             tokens += learnt
     return total / tokens
