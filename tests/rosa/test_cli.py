@@ -20,6 +20,7 @@ import rosa
 from rosa.cli import COMMANDS, main
 from rosa.evaluation.generation import answer
 from rosa.training.data import load_rows, prompt, tokenize
+from rosa.training.finetune_arguments import parse
 
 from .tiny_qwen2 import tiny_model, tiny_tokenizer
 
@@ -236,6 +237,12 @@ def test_defaults_are_the_papers(base, data, tmp_path):
     config = json.loads((tmp_path / "rosa_config.json").read_text())["config"]
     assert (config["r_low"], config["alpha"], config["rank"], config["train_norms"]) == (0.25, 0.1, 128, True)
     assert config["layers"] is None
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a device that would be used instead")
+def test_bf16_is_taken_on_a_cpu(base, data, tmp_path):
+    _, args = parse(["--model", str(base), "--data", str(data), "--output", str(tmp_path / "out"), "--bf16", "true"])
+    assert args.bf16 and args.use_cpu
 
 
 def test_options_reach_the_adapter_and_the_trainer(base, data, tmp_path):
