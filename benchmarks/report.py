@@ -1,6 +1,6 @@
-"""Makes the README's tables and the pictures under docs/ from the rows in `benchmarks/results/`. Nothing is typed.
+"""Makes the tables of speed and memory and their pictures from the rows in `benchmarks/results/`. Nothing is typed.
 
-    python -m benchmarks.report            writes README.md and docs/ from the kept results
+    python -m benchmarks.report            writes docs/benchmarks.md, README's table and pictures from the kept results
     python -m benchmarks.report FILES      the same from these files of results alone
     python -m benchmarks.report --print …  prints the tables instead, and writes nothing
 
@@ -19,6 +19,7 @@ from benchmarks import charts, tables, targets
 from benchmarks.results import RESULTS, Machine, ResultsError, Run, machines, read
 
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = {"README.md": ("speed",), "docs/benchmarks.md": ("counted", "gpu")}  # and the parts that each has
 NOT_MEASURED = (
     "**Speed and memory on a GPU: still to be measured.** On a machine with a GPU, `bash benchmarks/gpu.sh OUTDIR` "
     "runs the\ntests with the compiled kernels and the benchmarks, and `python -m benchmarks.report` puts the tables "
@@ -32,10 +33,11 @@ def kept_results(folder: Path = RESULTS) -> list[Path]:
 
 
 def sections(runs: Sequence[Run]) -> dict[str, str]:
-    """The README's generated parts by name."""
+    """The documents' generated parts by name."""
     parts = {}
     if counted := _counted(runs):
-        parts["counted"] = f"{tables.counted(counted)}\n\n![Launches and saved bytes](docs/benchmark_counted.png)"
+        parts["speed"] = tables.counted(counted, tables.FIRST)
+        parts["counted"] = f"{tables.counted(counted)}\n\n![Launches and saved bytes](benchmark_counted.png)"
     parts["gpu"] = "\n\n".join(_machine(machine) for machine in machines(runs)) or NOT_MEASURED
     return parts
 
@@ -44,11 +46,11 @@ def _machine(machine: Machine) -> str:
     """The tables of one GPU: targets, times, training step, decoding, errors."""
     parts = [f"#### {machine.device}", targets.table(machine)]
     for group in timed_groups(machine):
-        parts += [tables.timed(machine, group), f"![{group}](docs/{chart_name(machine, group)})"]
+        parts += [tables.timed(machine, group), f"![{group}]({chart_name(machine, group)})"]
     if machine.rows("launch_shape"):
         parts.append(tables.launch_shapes(machine))
     if machine.rows("training_step"):
-        parts += [tables.training(machine), f"![training step](docs/{chart_name(machine, 'training_step')})"]
+        parts += [tables.training(machine), f"![training step]({chart_name(machine, 'training_step')})"]
     if machine.rows("decode"):
         parts.append(tables.decode(machine))
     return "\n\n".join([*parts, *tables.accuracy(machine)])
@@ -79,34 +81,47 @@ def _counted(runs: Sequence[Run]) -> Run | None:
     return next((run for run in runs if any(row["group"] == "counted" for row in run.rows)), None)
 
 
-def fill(readme: str, parts: dict[str, str]) -> str:
-    """The README's text with each part between its markers.
+def fill(text: str, parts: dict[str, str]) -> str:
+    """A document's text with each part between its markers.
 
     Raises:
-        ResultsError: the README lacks a part's markers.
+        ResultsError: the document lacks a part's markers.
     """
     for name, part in parts.items():
         begin, end = f"<!-- report:{name} begin -->", f"<!-- report:{name} end -->"
-        before, found, rest = readme.partition(begin)
+        before, found, rest = text.partition(begin)
         _, closed, after = rest.partition(end)
         if not (found and closed):
-            raise ResultsError(f"the README lacks {begin} … {end}, between which the report writes")
-        readme = f"{before}{begin}\n{part}\n{end}{after}"
-    return readme
+            raise ResultsError(f"the document lacks {begin} … {end}, between which the report writes")
+        text = f"{before}{begin}\n{part}\n{end}{after}"
+    return text
+
+
+def filled(parts: dict[str, str], root: Path = ROOT) -> dict[Path, str]:
+    """The text of each of DOCUMENTS under `root`, with these parts in it.
+
+    Raises:
+        ResultsError: a document has no place for a part.
+    """
+    texts = {}
+    for document, names in DOCUMENTS.items():
+        file = root / document
+        own = {name: parts[name] for name in names if name in parts}
+        texts[file] = fill(file.read_text(encoding="utf-8"), own)
+    return texts
 
 
 def write_report(runs: Sequence[Run], root: Path = ROOT) -> dict[str, str]:
-    """Writes `root`/README.md and the pictures in `root`/docs; returns the parts by name.
+    """Writes DOCUMENTS under `root`, and the pictures into `root`/docs; returns the parts by name.
 
     Raises:
-        ResultsError: the README has no place for a part. Nothing was written.
+        ResultsError: a document has no place for a part. Nothing was written.
     """
-    readme, docs = root / "README.md", root / "docs"
     parts = sections(runs)
-    text = fill(readme.read_text(encoding="utf-8"), parts)
-    docs.mkdir(exist_ok=True)
-    draw(runs, docs)
-    readme.write_text(text, encoding="utf-8")
+    texts = filled(parts, root)
+    draw(runs, root / "docs")
+    for file, text in texts.items():
+        file.write_text(text, encoding="utf-8")
     return parts
 
 

@@ -23,11 +23,16 @@ TITLES = {
     "attention": "Attention block",
     "decoder_layer": "Decoder layer",
 }
+# Of the counted layers, those that a reader asks for first.
+FIRST = (
+    "frozen (no adapter)", "RoSA", "RoSA, frozen by DLS", "RoAd_2, all linears", "LoRA r=16, all linears (peft)",
+    "DoRA r=16, all linears (peft)", "RoAd_2, all linears (peft)",
+)  # fmt: skip
 GIGA = 1e9
 
 
-def counted(run: Run) -> str:
-    """Launches and bytes saved of a decoder layer, by `python -m benchmarks.static`."""
+def counted(run: Run, layers: Sequence[str] | None = None) -> str:
+    """Launches and bytes saved of a decoder layer, by `python -m benchmarks.static`; of these layers, or of all."""
     rows = [
         (
             r["provider"],
@@ -38,7 +43,7 @@ def counted(run: Run) -> str:
             f"{r['saved_besides']:,}",
         )
         for r in run.rows
-        if r["group"] == "counted"
+        if r["group"] == "counted" and (layers is None or r["provider"] in layers)
     ]
     header = ("layer", "launches forward", "backward", "a decoded token", "bytes saved a token", "beside the tokens")
     return f"{markdown(header, rows)}\n\nCounted on a CPU, not timed: {_versions(run)}."

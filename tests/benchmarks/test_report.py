@@ -25,6 +25,10 @@ METHODS = {  # milliseconds, bytes
 ERRORS = {"output_max_abs": 1e-3, "output_relative_l2": 2e-3, "gradient_max_abs": 3e-3, "gradient_relative_l2": 4e-3}
 TARGETS = 13
 README = """# Title
+<!-- report:speed begin -->
+<!-- report:speed end -->
+"""
+DOCUMENT = """# Title
 before
 <!-- report:counted begin -->
 old
@@ -87,28 +91,37 @@ def save(tmp_path):
 
 
 @pytest.fixture
+def documents(tmp_path):
+    """A folder with the two documents, empty of tables."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text(README)
+    (tmp_path / "docs" / "benchmarks.md").write_text(DOCUMENT)
+    return tmp_path
+
+
+@pytest.fixture
 def runs(save):
     counted = save("counted.json", counted_rows(), device="cpu x86_64")
     return [read(counted), read(save("gpu.json", timed_rows()))]
 
 
-def test_the_readme_is_what_the_report_makes_of_the_kept_results():
-    readme = (report.ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_documents_are_what_the_report_makes_of_the_kept_results():
     kept = [read(path) for path in report.kept_results()]
-    assert report.fill(readme, report.sections(kept)) == readme, "run python -m benchmarks.report"
+    for file, text in report.filled(report.sections(kept)).items():
+        assert file.read_text(encoding="utf-8") == text, "run python -m benchmarks.report"
 
 
-def test_writes_every_table_and_picture(runs, tmp_path):
-    (tmp_path / "README.md").write_text(README)
-    parts = report.write_report(runs, tmp_path)
-    readme = (tmp_path / "README.md").read_text()
-    assert readme.startswith("# Title\nbefore\n") and readme.endswith("\nafter\n") and "old" not in readme
-    assert parts["counted"] in readme and parts["gpu"] in readme
-    pictures = {path.name for path in (tmp_path / "docs").iterdir()}
+def test_writes_every_table_and_picture(runs, documents):
+    parts = report.write_report(runs, documents)
+    page = (documents / "docs" / "benchmarks.md").read_text()
+    assert page.startswith("# Title\nbefore\n") and page.endswith("\nafter\n") and "old" not in page
+    assert parts["counted"] in page and parts["gpu"] in page
+    assert parts["speed"] in (documents / "README.md").read_text() and "| RoSA | 38 |" in parts["speed"]
+    pictures = {path.name for path in (documents / "docs").glob("*.png")}
     groups = ("rope_roae", "roae", "attention", "decoder_layer", "training_step")
     assert pictures == {"benchmark_counted.png", *(f"benchmark_nvidia_made_up_1_{group}.png" for group in groups)}
-    assert all(f"(docs/{name})" in readme for name in pictures)
-    assert all((tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+    assert all(f"({name})" in page for name in pictures)
+    assert all((documents / "docs" / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
 
 
 def test_tables_hold_the_rows_and_say_where_they_are_from(runs):
@@ -263,13 +276,13 @@ def test_malformed_rows_are_refused_by_number(save, change, message):
         read(save("gpu.json", [row, {**row, **change}]))
 
 
-def test_missing_files_and_markers_are_refused_and_nothing_is_written(runs, tmp_path, capsys):
+def test_missing_files_and_markers_are_refused_and_nothing_is_written(runs, documents, tmp_path, capsys):
     assert report.main([str(tmp_path / "none.json")]) == 1
     assert "none.json: no such file" in capsys.readouterr().err
-    (tmp_path / "README.md").write_text("no markers")
+    (documents / "docs" / "benchmarks.md").write_text("no markers")
     with pytest.raises(ResultsError, match="lacks <!-- report:counted begin -->"):
-        report.write_report(runs, tmp_path)
-    assert not (tmp_path / "docs").exists() and (tmp_path / "README.md").read_text() == "no markers"
+        report.write_report(runs, documents)
+    assert not list((documents / "docs").glob("*.png")) and (documents / "README.md").read_text() == README
 
 
 def test_print_writes_nothing(save, capsys):
