@@ -116,11 +116,32 @@ def short_table(study: Study) -> str:
     return markdown(("method", "lr", "rates tried", "trainable %", "loss after 50 steps", "after 100"), body)
 
 
-def readme_table(study: Study) -> str:
-    """The same, shorter."""
-    ranked = sorted(study.rates, key=lambda name: study.short(name).get("validation_loss", math.inf))
-    body = [[name, _share(study.short(name)), f"{study.rates[name]:g}", _loss(study.short(name))] for name in ranked]
-    return markdown(("method", "trainable %", "lr", "loss after 100 steps"), body)
+def readme_table(studies: dict[str, Study]) -> str:
+    """Of both tasks, a row for each method that has been tried: the loss of the short run, and what the test gave."""
+    begun = {task: study for task, study in studies.items() if study.rates}
+    first = next(iter(begun.values()))
+    names = [BASE, *sorted(first.rates, key=lambda name: first.short(name).get("validation_loss", math.inf))]
+    header = ["method", "trainable %"]
+    for task in begun:
+        header += [f"{task}: loss", "accuracy %"]
+    body = []
+    for name in names:
+        row = [name, "0" if name == BASE else _share(first.short(name))]
+        for study in begun.values():
+            row += [_short_loss(study, name), _tested_accuracy(study, name)]
+        body.append(row)
+    return markdown(header, body)
+
+
+def _short_loss(study: Study, name: str) -> str:
+    if name == BASE:
+        return "-" if study.start is None else f"{study.start:.4f}"
+    return _loss(study.short(name)) if name in study.rates else "-"
+
+
+def _tested_accuracy(study: Study, name: str) -> str:
+    outcomes = study.tested.get(name)
+    return _with_deviation(_micro(outcomes, study.comparison.tasks.split(","))) if outcomes else "-"
 
 
 def long_table(study: Study) -> str:
@@ -250,7 +271,7 @@ def parts() -> dict[Path, dict[str, str]]:
     for task, study in studies.items():
         for name, table in (("short", short_table), ("long", long_table), ("rates", rates_table)):
             made[f"{task}-{name}"] = table(study) if task in begun else "Not run yet."
-    return {DOCUMENT: made, README: {"real": readme_table(studies["arithmetic"])}}
+    return {DOCUMENT: made, README: {"real": readme_table(studies)}}
 
 
 def main() -> None:
