@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 
 install: .venv/installed
 
-.venv/installed: setup.py constraints.txt
+.venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	# torch first and pinned, so that nothing below brings another build of it.
 	$(PIP) torch==2.13.0
@@ -17,7 +17,7 @@ install: .venv/installed
 
 # The tests run every library that RoSA works with.
 .venv/installed-for-tests: .venv/installed
-	$(PIP) --editable '.[train,examples,deepspeed,bench,dev]'
+	$(PIP) --editable '.[dev]'
 	touch $@
 
 demo: install
@@ -42,4 +42,4 @@ lint: .venv/installed-for-tests
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv *.egg-info
+	rm -rf .venv build dist *.egg-info
