@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install demo base test bench lint clean
+.PHONY: install demo base test bench lint package extras clean
 
 install: .venv/installed
 
@@ -41,6 +41,14 @@ lint: .venv/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The sdist and the wheel, in dist/.
+package: .venv/installed-for-tests
+	$(BIN)/python -m build --no-isolation
+
+# Each extra in an environment of its own; downloads them.
+extras:
+	PYTHON=$(PYTHON) bash tests/packaging/extras.sh
 
 clean:
 	rm -rf .venv build dist *.egg-info
