@@ -4,11 +4,11 @@ BIN := .venv/bin
 
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install demo base test bench lint clean
+.PHONY: install demo base test bench lint package extras clean
 
 install: .venv/installed
 
-.venv/installed: setup.py constraints.txt
+.venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	# torch first and pinned, so that nothing below brings another build of it.
 	$(PIP) torch==2.13.0
@@ -17,7 +17,7 @@ install: .venv/installed
 
 # The tests run every library that RoSA works with.
 .venv/installed-for-tests: .venv/installed
-	$(PIP) --editable '.[train,examples,deepspeed,bench,dev]'
+	$(PIP) --editable '.[dev]'
 	touch $@
 
 demo: install
@@ -40,6 +40,15 @@ bench: install
 lint: .venv/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The sdist and the wheel, in dist/.
+package: .venv/installed-for-tests
+	$(BIN)/python -m build --no-isolation
+
+# Each extra in an environment of its own; downloads them.
+extras:
+	PYTHON=$(PYTHON) bash tests/packaging/extras.sh
 
 clean:
-	rm -rf .venv *.egg-info
+	rm -rf .venv build dist *.egg-info

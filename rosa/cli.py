@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import re
 import sys
 from importlib import import_module
 
@@ -18,7 +20,19 @@ COMMANDS = {
 }
 
 OWN = ("rosa", "rosa_kernels")
-EXTRA = ("accelerate", "datasets", "peft", "matplotlib", "scipy", "yaml", "tqdm")
+EXTRAS = {
+    "train": ("accelerate", "datasets", "peft", "matplotlib", "scipy"),
+    "quant": ("bitsandbytes", "torchao"),
+    "deepspeed": ("deepspeed",),
+}
+
+# What libraries say by their loggers while they are imported, and nobody who runs a command can do anything about.
+NO_NEWS = {
+    "torchao": "Failed to load ",  # its kernels for other GPUs
+    "torch.utils._pytree": "%s is an Enum subclass",  # of torchao's
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    "DeepSpeed": "Setting accelerator to CPU.",
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,6 +54,8 @@ def main(argv: list[str] | None = None) -> None:
         commands.add_parser(name, help=text, add_help=False)
     # The command's name alone: its arguments are its own.
     command = parser.parse_args(argv[:1]).command
+    for logger, start in NO_NEWS.items():
+        logging.getLogger(logger).addFilter(lambda record, start=start: not str(record.msg).startswith(start))
     try:
         import_module(f"rosa.commands.{command}").run(argv[1:])
     except (Exception, KeyboardInterrupt) as error:
@@ -57,10 +73,17 @@ def _told(error: BaseException, command: str) -> tuple[str, int] | None:
         return f"interrupted{f': {error}' if str(error) else ''}", 130
     if isinstance(error, argparse.ArgumentError):
         return f"error: {error}; see rosa {command} --help", 2
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRA:
-        return f"error: {error}; install the extra: pip install 'rosa-peft[train]'", 1
     if isinstance(error, ImportError) and (error.name or "").partition(".")[0] not in OWN:
-        return f"error: {error}", 1  # an optional package of another library's
+        return f"error: {error}{_remedy(error)}", 1
     if isinstance(error, (ValueError, OSError, FloatingPointError)):
         return f"error: {error}", 1
     return None
+
+
+def _remedy(error: ImportError) -> str:
+    """The extra with the package that is missing; transformers names it in the text alone."""
+    words = re.findall(r"\w+", f"{error.name} {error}")
+    for extra, packages in EXTRAS.items():
+        if any(package in words for package in packages):
+            return f"; install the extra: pip install 'rosa-peft[{extra}]'"
+    return ""

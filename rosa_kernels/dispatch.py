@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ def roae(
     rotary_dim = check_rotary(q, k, cos, sin, alpha, rotary_dim)
     check_weights(q, k, hidden_states, *weights, rotary_dim)
     hidden_states = hidden_states.to(q.dtype)
-    options = dict(alpha=float(alpha), interleaved=interleaved)
+    options: dict[str, Any] = dict(alpha=float(alpha), interleaved=interleaved)
     if choose_backend(backend, q) == "reference":
         return roae_reference(q, k, cos, sin, hidden_states, *weights, rotary_dim=rotary_dim, **options)
     from rosa_kernels.roae_triton import fits_one_launch, roae_triton

@@ -35,10 +35,11 @@ def rope_roae_reference(
     query_signal = F.silu(signal.to(compute))  # S of Eq. 2
     key_signal = query_signal if key_signal is None else key_signal.to(compute)  # S_K of Eq. 3
     d_low = low_size(q.shape[1], query_signal, k.shape[1], key_signal)
-    return tuple(
+    q, k = (
         _enhance(x, cos, sin, s.unflatten(-1, (x.shape[1], d_low)).transpose(1, 2), alpha, interleaved, compute)
         for x, s in ((q, query_signal), (k, key_signal))
     )
+    return q, k
 
 
 def roae_reference(
@@ -72,7 +73,7 @@ def signals(
     dtype = hidden_states.dtype
     with torch.autocast(hidden_states.device.type, enabled=False):
         U = _product(_product(hidden_states, down.to(dtype)), up.to(dtype))  # Eq. 2, S = SiLU(U)
-        if gqa_down is None:
+        if gqa_down is None or gqa_up is None:
             return U, None
         return U, _product(_product(F.silu(U), gqa_down.to(dtype)), gqa_up.to(dtype))  # Eq. 3, S_K = S W_GQA
 
@@ -88,7 +89,9 @@ def half_width(t: Tensor, rotary_dim: int, interleaved: bool) -> Tensor:
     return t[..., ::2] if interleaved else t[..., : rotary_dim // 2]
 
 
-def _enhance(x: Tensor, cos: Tensor, sin: Tensor, s: Tensor, alpha: float, interleaved: bool, compute) -> Tensor:
+def _enhance(
+    x: Tensor, cos: Tensor, sin: Tensor, s: Tensor, alpha: float, interleaved: bool, compute: torch.dtype
+) -> Tensor:
     """RoPE of x, and Eq. 4 on the low-frequency pairs. x `[b, h, l, head_dim]`, s `[b, h, l, d_low]`, real then
     imag."""
     pairs, n = cos.shape[-1], s.shape[-1] // 2

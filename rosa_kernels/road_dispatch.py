@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from rosa_kernels.checks import check_rotary, check_tensors
@@ -121,7 +123,7 @@ def rope_road(
     Gradients as of `road`, whose notes on variant 1 and on angles hold here too.
     """
     rotary_dim = check_rotary(q, k, cos, sin, 0.0, rotary_dim)
-    options = dict(variant=variant, group=group, head_dim=head_dim)
+    options: dict[str, Any] = dict(variant=variant, group=group, head_dim=head_dim)
     _check_heads(q, k, query, key, index, **options)
     if choose_backend(backend, q) == "reference":
         return rope_road_reference(
@@ -165,7 +167,9 @@ def rope_road_fuses(
     return group == rotary_dim and _block(group, head_dim) == head_size and not interleaved
 
 
-def _check_heads(q, k, query, key, index, *, variant, group, head_dim) -> None:
+def _check_heads(
+    q: Tensor, k: Tensor, query: Any, key: Any, index: Tensor | None, *, variant: int, group: int, head_dim: int | None
+) -> None:
     """Raises on angles, scales or an index that do not fit the outputs that q and k are of."""
     adapters = set()
     for name, x, x_name, weights in (("query", q, "q", query), ("key", k, "k", key)):
@@ -175,8 +179,9 @@ def _check_heads(q, k, query, key, index, *, variant, group, head_dim) -> None:
             raise TypeError(f"{name} must be a pair of tensors, theta and alpha, or None, got {type(weights).__name__}")
         width = x.shape[1] * x.shape[3]
         check_pairing(width, variant, group, head_dim)
-        check_angles(x_name, x, width, f"{name}'s ", *weights, index, variant)
-        adapters.add(weights[0].shape[0])
+        theta, alpha = weights
+        check_angles(x_name, x, width, f"{name}'s ", theta, alpha, index, variant)
+        adapters.add(theta.shape[0])
     if index is None or not adapters:
         return
     if len(adapters) > 1:

@@ -7,6 +7,8 @@ variant has: 1 a pair's theta and alpha (d / 2 each), 2 a row's (d each), 4 a ro
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -60,16 +62,24 @@ def rope_road_reference(
     It computes in float32 (float64 for float64 inputs), as the kernels do, and rounds once, to the inputs' dtype.
     """
     compute = torch.float64 if q.dtype == torch.float64 else torch.float32
-    options = dict(variant=variant, group=group, head_dim=head_dim)
-    adapted = [
+    options: dict[str, Any] = dict(variant=variant, group=group, head_dim=head_dim)
+    adapted_q, adapted_k = (
         x.to(compute) if weights is None else _of_heads(x.to(compute), *weights, index, **options)
         for x, weights in ((q, query), (k, key))
-    ]
-    silent = [x.new_zeros(x.shape[0], x.shape[2], x.shape[1] * 2) for x in adapted]
-    rotated = rope_roae_reference(
-        *adapted, cos, sin, *silent, alpha=0.0, interleaved=interleaved, rotary_dim=rotary_dim
     )
-    return tuple(torch.empty_like(x).copy_(y) for x, y in zip((q, k), rotated, strict=True))
+    silent_q, silent_k = (x.new_zeros(x.shape[0], x.shape[2], x.shape[1] * 2) for x in (adapted_q, adapted_k))
+    rotated_q, rotated_k = rope_roae_reference(
+        adapted_q,
+        adapted_k,
+        cos,
+        sin,
+        silent_q,
+        silent_k,
+        alpha=0.0,
+        interleaved=interleaved,
+        rotary_dim=rotary_dim,
+    )
+    return torch.empty_like(q).copy_(rotated_q), torch.empty_like(k).copy_(rotated_k)
 
 
 def coefficients(
@@ -121,7 +131,7 @@ def pair_of(width: int, group: int, head_dim: int | None, device: torch.device |
     return at.to(device)
 
 
-def _of_heads(x: Tensor, theta: Tensor, alpha: Tensor, index: Tensor | None, **options) -> Tensor:
+def _of_heads(x: Tensor, theta: Tensor, alpha: Tensor, index: Tensor | None, **options: Any) -> Tensor:
     """RoAd of queries or keys `[b, h, l, d]`, which were one output `[b, l, h * d]` of a linear layer."""
     heads = x.shape[1]
     flat = x.transpose(1, 2).flatten(2)

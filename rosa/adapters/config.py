@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -136,7 +137,7 @@ class RoadConfig(AdapterConfig):
         self._check_common()
 
 
-def _names(targets: object) -> tuple[str, ...]:
+def _names(targets: Any) -> tuple[str, ...]:
     if isinstance(targets, str):
         raise ValueError(f'targets must be "{ALL_LINEAR}" or a sequence of names such as ("q_proj",), got {targets!r}')
     try:
@@ -157,7 +158,7 @@ def _require_number(field: str, value: object) -> None:
         raise TypeError(f"{field} must be a number, got {value!r}")
 
 
-def _layer_indices(layers: object) -> tuple[int, ...]:
+def _layer_indices(layers: Any) -> tuple[int, ...]:
     try:
         indices = tuple(layers)
     except TypeError:

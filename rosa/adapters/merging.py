@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -109,7 +111,8 @@ def _adapted(road: Road, outputs: Tensor) -> Tensor:
 def _norms(adapter: Adapter) -> list[Kept]:
     """The norm weights that an adapter, which is not attached, has learned."""
     return [
-        Kept(norm, "weight", adapter.weights[name].data.to(norm.weight.dtype)) for name, norm in adapter.norms.items()
+        Kept(norm, "weight", adapter.weights[name].data.to(cast(Tensor, norm.weight).dtype))
+        for name, norm in adapter.norms.items()
     ]
 
 

@@ -50,7 +50,9 @@ def add_adapter(model: nn.Module, adapter_name: str, adapter: Adapter) -> None:
         # PEFT has frozen a base that carries its adapters, and may rename parameters until `unpatch`.
         frozen = {} if hasattr(owner, "peft_config") else dict(owner.named_parameters())
         flags = {name: p.requires_grad for name, p in frozen.items()}
-        owner._rosa = Patch(type(owner).__name__, flags, save_pretrained_saves_adapters, hooks=[keep_unpacked(owner)])
+        owner.__dict__["_rosa"] = Patch(
+            type(owner).__name__, flags, save_pretrained_saves_adapters, hooks=[keep_unpacked(owner)]
+        )
         for parameter in frozen.values():
             parameter.requires_grad_(False)
         save_pretrained_saves_adapters()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -147,7 +147,7 @@ class Patch:
     adapters: dict[str, Adapter] = field(default_factory=dict)
     active: str | None = None  # None until the first adapter is in
     hosts: dict[str, nn.Module] = field(default_factory=dict)  # all with hooks that call their child, by its full name
-    hooks: list[RemovableHandle] = field(default_factory=list)  # on these
+    hooks: list[Any] = field(default_factory=list)  # on these: each can be removed
     rows: tuple[str | None, ...] | None = None  # inside `adapters_by_row`: the adapter of each
     kept: list[Kept] = field(default_factory=list)  # empty unless the active adapter is merged
 

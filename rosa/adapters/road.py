@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ class Road(nn.Module):
         return road(h, self.theta, self.alpha, inplace=True, **self.options)
 
     @property
-    def options(self) -> dict[str, int | None]:
+    def options(self) -> dict[str, Any]:
         """What the kernels want to know beside the parameters."""
         return dict(variant=self.variant, **self.pairing._asdict())
 

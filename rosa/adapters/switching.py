@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 from torch import nn
 
@@ -26,7 +27,7 @@ def active_adapter(model: nn.Module) -> str:
     Raises:
         ValueError: the model is not patched.
     """
-    return patched(model)[1].active
+    return cast(str, patched(model)[1].active)  # None before the first adapter, which `patch` adds
 
 
 def set_adapter(model: nn.Module, adapter_name: str) -> None:

@@ -5,10 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from rosa.commands import parser
-from rosa.comparison.narrowing import parse_changes
-from rosa.comparison.plan import load_comparison
-from rosa.comparison.report import write_report
-from rosa.comparison.run import run as run_comparison
 
 
 def run(argv: list[str]) -> None:
@@ -27,6 +23,13 @@ def run(argv: list[str]) -> None:
     )
     options.add_argument("--jobs", type=int, default=1, help="cells at a time, each in a process; default: %(default)s")
     args = options.parse_args(argv)
+
+    # After the options are read: these take seconds.
+    from rosa.comparison.narrowing import parse_changes
+    from rosa.comparison.plan import load_comparison
+    from rosa.comparison.report import write_report
+    from rosa.comparison.run import run as run_comparison
+
     comparison, outcomes = run_comparison(load_comparison(args.config, parse_changes(args.set), args.only), args.jobs)
     for file in write_report(comparison, outcomes):
         if file.suffix == ".md":

@@ -10,6 +10,11 @@ from transformers import PreTrainedModel
 
 from rosa.demo.methods import FineTuned
 
+QUICK_NOTE = (
+    "This is the quick form: it shows that everything runs. Training is cut so short that its figures mean little;\n"
+    "`rosa demo` without --quick takes some minutes and is the one to read."
+)
+
 
 @dataclass(frozen=True)
 class Accuracy:

@@ -22,10 +22,18 @@ from rosa.adapters.disk import load_adapter
 from rosa.adapters.saving import save_adapter
 from rosa.demo.figure import draw_figure
 from rosa.demo.methods import fine_tune_lora, fine_tune_rosa
-from rosa.demo.report import Accuracy, base_section, command_section, comparison_section, fine_tuning_section
+from rosa.demo.report import (
+    QUICK_NOTE,
+    Accuracy,
+    base_section,
+    command_section,
+    comparison_section,
+    fine_tuning_section,
+)
 from rosa.evaluation.generation import answer
 from rosa.miniature.base import BaseRecipe, base_model
 from rosa.miniature.problems import SEEN, UNSEEN, exact_match, generate
+from rosa.miniature.training import Schedule
 from rosa.training.data import prompt
 
 MAX_NEW_TOKENS = 40  # the longest solution has about 30
@@ -41,6 +49,16 @@ class Sizes:
     held_out: int = 200
     steps: int = 300
     batch_size: int = 16
+
+
+# Shows in about a minute that everything runs. The base has learnt little by then, and neither method much.
+QUICK = Sizes(
+    BaseRecipe(schedule=Schedule(steps=160, batch_size=32, learning_rate=1.5e-3)),
+    base_problems=5_000,
+    problems=800,
+    held_out=40,
+    steps=60,
+)
 
 
 def run(output: Path, seed: int, sizes: Sizes | None = None) -> None:
@@ -62,6 +80,8 @@ def _run(output: Path, seed: int, sizes: Sizes) -> None:
         f"RoSA demo on {torch.get_num_threads()} CPU threads, seed {seed}. All figures are measured in this run.",
         flush=True,
     )
+    if sizes is QUICK:
+        print(QUICK_NOTE, flush=True)
 
     seen = generate(SEEN, sizes.base_problems, sizes.held_out, seed)
     unseen = generate(UNSEEN, sizes.problems, sizes.held_out, seed)
@@ -94,6 +114,8 @@ def _run(output: Path, seed: int, sizes: Sizes) -> None:
     command = _command(base, adapter, problem["instruction"])
     print(command_section(command, _output_of(command), problem, answers_before[0]))
     print(f"\n{time.perf_counter() - start:.0f} s in all.")
+    if sizes is QUICK:
+        print(QUICK_NOTE)
 
 
 def _make_base(rows: Sequence[dict], recipe: BaseRecipe, seed: int, cache: Path) -> tuple[Path, str]:

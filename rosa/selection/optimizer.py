@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from rosa.models.sharding import shard_state, whole_state
-from rosa.selection.algorithm import Priorities, Selector, check_settings
+from rosa.selection.algorithm import Priorities, Selection, Selector, check_settings
 from rosa.selection.charge import check_in_charge, taking_charge
 from rosa.selection.freezing import MODES, Freezing
 from rosa.selection.scored_layers import SCORES
 
 
-def _of(part: str, name: str) -> property:
+def _of(part: str, name: str) -> Any:
     """An attribute of a part, which is as much the whole's."""
     return property(
         lambda self: getattr(getattr(self, part), name),
@@ -116,14 +116,14 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         self._freezing.watch_forward()
         self._freezing.hold(self._selector)
 
-    k = _of("_selector", "k")
-    interval = _of("_selector", "interval")
-    warmup_steps = _of("_selector", "warmup_steps")
-    p_exploit = _of("_selector", "p_exploit")
-    selected_layers = _of("_selector", "selected_layers")
-    history = _of("_selector", "history")
-    mode = _of("_freezing", "mode")
-    score = _of("_freezing", "score")
+    k: int = _of("_selector", "k")
+    interval: int = _of("_selector", "interval")
+    warmup_steps: int = _of("_selector", "warmup_steps")
+    p_exploit: float = _of("_selector", "p_exploit")
+    selected_layers: tuple[int, ...] = _of("_selector", "selected_layers")
+    history: list[Selection] = _of("_selector", "history")
+    mode: str = _of("_freezing", "mode")
+    score: str = _of("_freezing", "score")
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -229,10 +229,7 @@ class DynamicLayerSelection(torch.optim.Optimizer):
 
     param_groups = _of("optimizer", "param_groups")
     state = _of("optimizer", "state")
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        return self.optimizer.defaults
+    defaults = _of("optimizer", "defaults")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the wrapped optimizer. What it has of the layers that take part belongs to these from now on,

@@ -34,11 +34,12 @@ def layer_groups(model: nn.Module, groups: Iterable[dict[str, Any]] | None = Non
         ValueError: nothing but norms is to train, or a parameter that several layers share.
         UnsupportedModelError: the model has no decoder layers.
     """
-    layers, norms = {}, set()
-    for index, layer in enumerate(decoder_layers(model)):
-        for parameter in layer.module.parameters():
+    layers: dict[int, list[int]] = {}
+    norms: set[int] = set()
+    for index, decoder_layer in enumerate(decoder_layers(model)):
+        for parameter in decoder_layer.module.parameters():
             layers.setdefault(id(parameter), []).append(index)
-        norms |= {id(p) for norm in layer.norms.values() for p in norm.parameters()}
+        norms |= {id(p) for norm in decoder_layer.norms.values() for p in norm.parameters()}
     divided: dict[tuple, dict[str, Any]] = {}
     for number, group in enumerate([{"params": trainable_parameters(model)}] if groups is None else groups):
         for parameter in group["params"]:
@@ -126,7 +127,8 @@ class Zero(Engine):
             optimizer.param_groups = groups
 
     def drop(self, parameter: nn.Parameter) -> None:
-        parameter.grad.zero_()  # ZeRO wants a gradient of whatever backward reaches
+        if parameter.grad is not None:  # ZeRO wants a gradient of whatever backward reaches
+            parameter.grad.zero_()
 
     def saw_backward(self, parameters: list[nn.Parameter]) -> bool:
         return True  # or ZeRO would not step

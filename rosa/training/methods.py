@@ -1,7 +1,9 @@
 """The fine-tuning methods: RoSA and RoAd, and through peft those that RoSA is compared with.
 
 The settings of the latter are those of the paper's text; what it does not name is peft's default. Where its tables
-print another number of parameters, `configs/paper/methods.yaml` has the settings that give it.
+tables print another number of parameters, `configs/paper/methods.yaml` has the settings that give it.
+
+peft is imported where a method of its own is used: it takes seconds, and loads whatever quantises.
 """
 
 from __future__ import annotations
@@ -9,12 +11,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import peft
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import TrainerCallback
 
 from rosa.adapters import plan
 from rosa.adapters.card import PAPERS
@@ -28,25 +28,28 @@ from rosa.adapters.record import is_patched
 from rosa.models.decoder import decoder_layers
 from rosa.storage.settings import check_keys
 
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
 ROSA, ROAD = "rosa", "road"
 OURS = {name: method.config for name, method in plan.METHODS.items()}  # the configurations of our own
 
 
 class Baseline(NamedTuple):
-    """A method of peft's: its configuration, and the paper's settings for it."""
+    """A method of peft's: the name of its configuration's class, and the paper's settings for it."""
 
-    config: type[peft.PeftConfig]
+    config: str
     settings: Mapping[str, Any]
 
 
 _LINEARS = {"target_modules": "all-linear"}  # of the decoder: peft leaves out the output layer
 
 BASELINES = {
-    "lora": Baseline(peft.LoraConfig, {"r": 16, "lora_alpha": 32, **_LINEARS}),
-    "dora": Baseline(peft.LoraConfig, {"r": 16, "lora_alpha": 32, "use_dora": True, **_LINEARS}),
-    "adalora": Baseline(peft.AdaLoraConfig, {"init_r": 32, "target_r": 16, **_LINEARS}),
+    "lora": Baseline("LoraConfig", {"r": 16, "lora_alpha": 32, **_LINEARS}),
+    "dora": Baseline("LoraConfig", {"r": 16, "lora_alpha": 32, "use_dora": True, **_LINEARS}),
+    "adalora": Baseline("AdaLoraConfig", {"init_r": 32, "target_r": 16, **_LINEARS}),
     "boft": Baseline(
-        peft.BOFTConfig,
+        "BOFTConfig",
         {
             "boft_block_size": 4,
             "boft_n_butterfly_factor": 2,
@@ -54,12 +57,12 @@ BASELINES = {
             "target_modules": ["q_proj", "v_proj"],
         },
     ),
-    "vera": Baseline(peft.VeraConfig, {"r": 16, **_LINEARS}),
-    "oft": Baseline(peft.OFTConfig, _LINEARS),
-    "c3a": Baseline(peft.C3AConfig, {"block_size": 128, **_LINEARS}),
+    "vera": Baseline("VeraConfig", {"r": 16, **_LINEARS}),
+    "oft": Baseline("OFTConfig", _LINEARS),
+    "c3a": Baseline("C3AConfig", {"block_size": 128, **_LINEARS}),
     # BONE is MiSS in peft, and its block-affine form this initialisation.
-    "bone": Baseline(peft.MissConfig, {"r": 16, "init_weights": "bat", **_LINEARS}),
-    "ln_tuning": Baseline(peft.LNTuningConfig, {}),
+    "bone": Baseline("MissConfig", {"r": 16, "init_weights": "bat", **_LINEARS}),
+    "ln_tuning": Baseline("LNTuningConfig", {}),
 }
 METHODS = (*OURS, *BASELINES)
 
@@ -89,15 +92,18 @@ def attach(
         if settings:
             raise ValueError(f"settings of peft were given for {PAPERS[method].title}: {dict(settings)}")
         return patch(model, OURS[method]() if config is None else config)
+    import peft
+
     baseline = BASELINES[method]
-    check_keys(settings or {}, [field.name for field in fields(baseline.config)], f"settings of {method}")
+    config_class = getattr(peft, baseline.config)
+    check_keys(settings or {}, [field.name for field in fields(config_class)], f"settings of {method}")
     merged = {"task_type": "CAUSAL_LM", **baseline.settings, **(settings or {})}
     if method == "ln_tuning":
         merged.setdefault("target_modules", norm_names(model))
     if method == "adalora":
         merged.setdefault("total_step", 1)  # AllocateRanks sets it when training begins
     try:
-        return peft.get_peft_model(model, baseline.config(**merged))
+        return peft.get_peft_model(model, config_class(**merged))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{method} does not fit {type(model).__name__} with {merged}: {error}") from error
 
@@ -121,6 +127,8 @@ def load_trained(model: nn.Module, source: str | os.PathLike) -> nn.Module:
         return load_adapter(model, folder)
     if "peft_type" not in read_description(folder):
         raise ValueError(f"{folder / PEFT_CONFIG_NAME} is damaged: it names no peft_type")
+    import peft
+
     try:
         config = peft.PeftConfig.from_pretrained(folder)
     except Exception as error:  # peft checks little, and trips over what it finds
@@ -161,23 +169,6 @@ def norm_names(model: nn.Module) -> list[str]:
     return [*within, *(f"{stack}.{name}".lstrip(".") for name in beside)]
 
 
-class AllocateRanks(TrainerCallback):
-    """AdaLoRA's ranks fall during training: peft wants to know the number of steps, and each step when it is done."""
-
-    def on_train_begin(self, args, state, control, model, **kwargs):
-        model.peft_config["default"].total_step = state.max_steps
-        model.base_model.rankallocator.set_total_step(state.max_steps)
-
-    def on_optimizer_step(self, args, state, control, model, **kwargs):
-        model.base_model.update_and_allocate(state.global_step + 1)
-
-    def on_save(self, args, state, control, model, **kwargs):
-        # peft cuts the model to the ranks in its configuration before it loads a checkpoint, which has its own.
-        if args.load_best_model_at_end and state.global_step >= state.max_steps:
-            best = peft.PeftConfig.from_pretrained(state.best_model_checkpoint)
-            model.peft_config["default"].rank_pattern = best.rank_pattern
-
-
 def resumes(method: str) -> bool:
     """Whether training can go on from a checkpoint. peft keeps neither the ranks that AdaLoRA has cut off, which may
     return, nor the importance that it has measured."""
@@ -186,4 +177,8 @@ def resumes(method: str) -> bool:
 
 def callbacks(method: str) -> list[TrainerCallback]:
     """What the Trainer has to call for a method while it trains."""
-    return [AllocateRanks()] if method == "adalora" else []
+    if method != "adalora":
+        return []
+    from rosa.training.adalora import AllocateRanks
+
+    return [AllocateRanks()]

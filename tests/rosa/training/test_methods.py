@@ -128,7 +128,7 @@ def test_the_papers_settings_reach_peft():
 
 def attach_config(name, model):
     config, settings = BASELINES[name]
-    return config(**settings, **({"total_step": 1} if name == "adalora" else {}))
+    return getattr(peft, config)(**settings, **({"total_step": 1} if name == "adalora" else {}))
 
 
 def test_lora_adapts_every_linear_layer_of_the_decoder_but_not_the_head(make_model):
