@@ -20,7 +20,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from rosa.adapters.folder import has_adapter, refuse_model_folder, remove_adapter
-from rosa.adapters.pretrained import load_model, load_tokenizer
+from rosa.adapters.pretrained import load_model, load_tokenizer, quantization_of
 from rosa.storage.locking import alone_in
 from rosa.training.data import load_rows, tokenize
 from rosa.training.finetune_arguments import FinetuneArguments
@@ -61,6 +61,8 @@ def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrain
     if checkpoint is not None and not resumes(job.method):
         raise ValueError(f"{job.method} cannot go on from {checkpoint}, which lacks its state: --overwrite starts anew")
     config, settings = job.config, job.peft_settings
+    if job.load_in is not None:
+        quantization_of(job.model, job.load_in)  # which may not be possible, before any row is read
     rows = load_rows(job.data)
     train_rows, val_rows = _split(rows, job.val_size, args.seed)
     tokenizer = load_tokenizer(job.model)
@@ -77,7 +79,7 @@ def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrain
         _tell_start(output, checkpoint, changes(checkpoint, made) if checkpoint else None)
 
     set_seed(args.seed)  # before the adapter draws its first weights
-    base = load_model(job.model, attn_implementation=job.attn_implementation)
+    base = load_model(job.model, load_in=job.load_in, attn_implementation=job.attn_implementation)
     model = attach(base, job.method, config=config, settings=settings)
     collator = flattening(model) if job.padding_free else DataCollatorForSeq2Seq(tokenizer)
     checks = [RowsApart(collator)] if job.padding_free else []
