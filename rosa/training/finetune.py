@@ -11,6 +11,8 @@ from pathlib import Path
 from transformers import (
     DataCollatorForSeq2Seq,
     PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -30,6 +32,7 @@ from rosa.training.padding_free import RowsApart, flattening
 from rosa.training.resuming import changes, checkpoints, fault, is_finished, last_checkpoint, made_with, unsaved_told
 from rosa.training.selective_trainer import SelectiveTrainer
 from rosa.training.trainer import RosaTrainer
+from rosa.training.watching import Watch
 
 
 def finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrainer:
@@ -98,6 +101,9 @@ def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrain
             processing_class=tokenizer,
             callbacks=[*callbacks(job.method), *checks, _TakeOutput(job, checkpoint, lock)],
         )
+        for theirs in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(theirs)
+        trainer.add_callback(Watch(trainer))
         if trainer.is_world_process_zero():
             number, total = trainable(model)
             print(f"trainable params: {number:,} || all params: {total:,} || trainable%: {100 * number / total:.4f}")

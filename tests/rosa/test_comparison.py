@@ -127,7 +127,8 @@ def test_every_cell_is_trained_and_tested_and_the_grid_before_them(finished):
 def test_a_quantized_base_is_trained_on_and_tested_and_told_apart(files, tmp_path, monkeypatch):
     train = {**SETTINGS["train"], "max_steps": 2, "data": str(files / "rows.json")}
     with_4_bits, plain = (
-        load_comparison(write(tmp_path, files, side_tasks=None, train=train | more)) for more in ({"load_in": "4bit"}, {})
+        load_comparison(write(tmp_path, files, side_tasks=None, train=train | more))
+        for more in ({"load_in": "4bit"}, {})
     )
     model = str(files / "base")
     cells = [with_4_bits.base_cell(model), with_4_bits.cell(model, "RoSA", 1)]

@@ -1,4 +1,4 @@
-"""`--load_in`: a base that is quantized as it is loaded, by bitsandbytes or by torchao, trained on, asked and tested."""
+"""`--load_in`: a base that bitsandbytes or torchao quantizes as it is loaded, trained on, asked and tested."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ from rosa.training.finetune_arguments import parse
 from rosa.training.methods import load_trained
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
 
-ROWS = [{"instruction": f"Add {i} and {i}.", "output": f"The answer is {2 * i}", "answer": str(2 * i)} for i in range(8)]
+ROWS = [{"instruction": f"Add {i} and {i}.", "output": f"The sum is {2 * i}", "answer": str(2 * i)} for i in range(8)]
 OF_BITSANDBYTES = {"4bit": bitsandbytes.nn.Linear4bit, "8bit": bitsandbytes.nn.Linear8bitLt}
 OF_TORCHAO = {"4bit": IntxUnpackedToInt8Tensor, "8bit": Int8Tensor}
 
