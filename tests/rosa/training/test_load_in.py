@@ -1,7 +1,9 @@
 """`--load_in`: a base that bitsandbytes or torchao quantizes as it is loaded, trained on, asked and tested."""
 
+import functools
 import json
 import sys
+import weakref
 
 import bitsandbytes
 import pytest
@@ -87,6 +89,21 @@ def test_a_quantized_base_is_trained_asked_and_tested(files, tmp_path, load_in, 
     with pytest.raises(SystemExit):
         main(test)  # which does not go on from predictions of another base
     assert f"load_in was {load_in}, now None" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("load_in", OF_BITSANDBYTES)
+def test_in_8_bits_the_inputs_of_the_mlp_stay_until_backward_and_in_4_bits_they_do_not(files, load_in):
+    """Of which docs/quantized.md tells, and `benchmarks.quantized` counts the bytes."""
+    model = rosa.patch(load_model(files / "base", load_in=load_in), rosa.RosaConfig(rank=4)).train()
+    inputs = {}
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        keep = functools.partial(lambda name, _, args: inputs.update({name: weakref.ref(args[0])}), name)
+        model.model.layers[0].mlp.get_submodule(name).register_forward_pre_hook(keep)
+    ids = torch.arange(12)[None]
+    loss = model(input_ids=ids, labels=ids).loss
+    kept = [name for name, reference in inputs.items() if reference() is not None]
+    assert len(inputs) == 3 and kept == (list(inputs) if load_in == "8bit" else [])
+    loss.backward()
 
 
 @pytest.mark.parametrize("method", ["rosa", "lora"])
