@@ -8,9 +8,7 @@ from typing import Any
 from rosa.training.finetune import finetune
 from rosa.training.finetune_arguments import parse
 from rosa.training.processes import leave_process_groups
-from rosa.training.watching import summary
-
-PICTURE = "train.png"
+from rosa.training.watching import PICTURE_NAME, summary
 
 
 def run(argv: list[str]) -> None:
@@ -18,7 +16,7 @@ def run(argv: list[str]) -> None:
     job, args = parse(argv)
     trainer = finetune(job, args)
     if trainer.is_world_process_zero():
-        _draw(trainer.state.log_history, Path(args.output_dir) / PICTURE)
+        _draw(trainer.state.log_history, Path(args.output_dir) / PICTURE_NAME)
         print(summary(trainer, job.load_in))
     leave_process_groups()
 

@@ -25,7 +25,7 @@ def draw_run(history: Sequence[dict[str, Any]], path: Path) -> bool:
         path (Path): the PNG to write.
 
     Returns:
-        bool: False where less than two losses were logged, and nothing is drawn.
+        bool: False where fewer than two losses were logged, and nothing is drawn.
     """
     losses = course(history, LOSS)
     if len(losses) < 2:

@@ -19,7 +19,7 @@ def quantization(load_in: str) -> QuantizationConfigMixin:
 
     From bitsandbytes, 4 bits are NF4 with quantized scales and products in bfloat16 (QLoRA, Dettmers et al. 2023), and
     8 bits LLM.int8 (Dettmers et al. 2022). From torchao they are weights in int4 and int8, multiplied in the dtype of
-    the model; of its forms of int4 this is one that training passes gradients through, and it keeps a byte a weight.
+    the model; int4 in the form that trains on any device, which keeps a byte a weight.
 
     Args:
         load_in (str): one of LOAD_IN.

@@ -32,7 +32,7 @@ from rosa.training.padding_free import RowsApart, flattening
 from rosa.training.resuming import changes, checkpoints, fault, is_finished, last_checkpoint, made_with, unsaved_told
 from rosa.training.selective_trainer import SelectiveTrainer
 from rosa.training.trainer import RosaTrainer
-from rosa.training.watching import Watch
+from rosa.training.watching import PICTURE_NAME, Watch
 
 
 def finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrainer:
@@ -167,8 +167,8 @@ def _tell_start(output: Path, checkpoint: str | None, changed: str | None) -> No
 
 class _TakeOutput(TrainerCallback):
     """Takes the output folder for this process alone once all is ready to train, and deletes there what an earlier run
-    left, and nothing else: its log, which would pass for that of this run, and if it is to be overwritten its adapter
-    and checkpoints.
+    left, and nothing else: its log and its picture, which would pass for those of this run, and if it is to be
+    overwritten its adapter and checkpoints.
 
     Args:
         job (FinetuneArguments): whether to resume or to overwrite.
@@ -190,7 +190,8 @@ class _TakeOutput(TrainerCallback):
             raise ValueError(f"another process has trained in {output} since this one began: start it again")
         if state.global_step == state.max_steps:
             print(f"{self.checkpoint} has all {state.max_steps} steps: nothing is left to train")
-        (output / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        for of_earlier_run in (TRAINER_STATE_NAME, PICTURE_NAME):
+            (output / of_earlier_run).unlink(missing_ok=True)
         if self.job.overwrite:
             remove_adapter(output)
         for checkpoint in checkpoints(output) if self.job.overwrite else []:

@@ -16,6 +16,7 @@ from rosa.adapters.folder import WEIGHTS_NAME
 if TYPE_CHECKING:
     from rosa.training.selective_trainer import SelectiveTrainer
 
+PICTURE_NAME = "train.png"  # beside the adapter
 LOSS, HELD_OUT = "loss", "eval_loss"  # as a Trainer logs them
 
 

@@ -133,7 +133,7 @@ def test_without_a_package_that_quantizes_nothing_is_loaded(files, tmp_path, com
         (tmp_path / "base" / file.name).write_bytes(file.read_bytes())  # all but the weights
     without(monkeypatch, "bitsandbytes", "torchao")
     options = {
-        "train": arguments(tmp_path / "base", tmp_path, tmp_path / "output"),  # nor are the rows, which there are none of
+        "train": arguments(tmp_path / "base", tmp_path, tmp_path / "output"),  # where there are no rows either
         "generate": ["--model", str(tmp_path / "base"), "--prompt", "p"],
         "evaluate": ["--model", str(tmp_path / "base"), "--tasks", "sums", "--data-dir", str(files)],
     }[command]

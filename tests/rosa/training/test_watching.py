@@ -115,6 +115,7 @@ def test_a_run_without_matplotlib_ends_well_without_a_picture(files, tmp_path, m
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for name in [name for name in sys.modules if name.startswith(("matplotlib.", "rosa.inspection"))]:
         monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "train.png").write_text("of an earlier run")
     main(["train", *arguments(files, tmp_path, "--dls", "false")])
     printed = capsys.readouterr().out
     assert f"{tmp_path / 'train.png'} is not drawn: " in printed and "rosa chat --adapter" in printed
