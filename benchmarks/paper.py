@@ -26,7 +26,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import scaling, static
-from benchmarks.paper_counts import MODELS, build, methods, sizes
+from benchmarks.paper_counts import ALL, MODELS, build, linears, methods, sizes
 from benchmarks.paper_printed import averages_table, newer_table, parameters_table, table
 from benchmarks.report import fill
 from rosa.models.decoder import decoder_layers
@@ -41,7 +41,6 @@ CAPPED_LOGIT = 2  # and the tanh that Gemma-2 keeps
 STATE = 4  # the weight, its gradient and AdamW's two moments
 CHARACTERS_A_TOKEN = 4
 RANKS = 8  # for which ZeRO-1's saving is shown
-BITS = {"8 bits": 1.0, "4 bits": 0.5 + 4 / 64}  # bytes of a quantized weight; in 4 bits with a scale for each 64
 GIB = 2**30
 
 
@@ -76,12 +75,12 @@ def saved(name: str, method: str, rows: int, length: int, *, frozen: bool = Fals
     """Bytes that a decoder layer saves for backward, without gradient checkpointing and without padding.
 
     Args:
-        name (str): one of MODELS.
+        name (str): one of ALL.
         method (str): one of `methods()`.
         rows, length (int): of the batch; length in tokens.
         frozen (bool): layer selection has frozen the layer.
     """
-    config = MODELS[name]
+    config = ALL[name]
     layer = decoder_layers(build(name, methods()[method], layers=1).train())[0].module
     if frozen:
         layer.requires_grad_(False)
@@ -106,7 +105,7 @@ def activations(name: str, method: str, rows: int, length: int, *, checkpoints: 
     Args:
         frozen (float): share of the layers that layer selection has frozen; 0 in the step that selects.
     """
-    config = MODELS[name]
+    config = ALL[name]
     layer = saved(name, method, rows, length)
     if checkpoints:
         kept = config.num_hidden_layers * rows * length * config.hidden_size * 2 + layer
@@ -172,17 +171,19 @@ def savings_table() -> str:
     rows = []
     for name in MODELS:
         plain = sizes(name, "LoRA").frozen_bytes
-        layer = decoder_layers(build(name, methods()["LoRA"], layers=1))[0].module
-        linear = sum(p.numel() for p in layer.parameters() if p.ndim == 2 and not p.requires_grad)
-        linears = MODELS[name].num_hidden_layers * linear
-        bases = [plain, *(plain - linears * (2 - nbytes) for nbytes in BITS.values())]
+        bases = [plain, *(scaling.quantized(plain, linears(name), load_in) for load_in in scaling.LOADED)]
         selecting, between = (
             activations(name, "RoSA", ROWS, LENGTH, checkpoints=False, frozen=k) for k in (0.0, 1 - scaling.K_RATIO)
         )
         moments = [2 * sizes(name, method).trained_bytes * (RANKS - 1) / RANKS for method in ("RoSA", "LoRA")]
         saving = [selecting - between, *moments]
         rows.append([name, *(f"{size / GIB:.2f}" for size in bases + saving)])
-    head = ["model", "base in bfloat16", *(f"in {bits}" for bits in BITS), "RoSA between selections saves"]
+    head = [
+        "model",
+        "base in bfloat16",
+        *(f"in {load_in}" for load_in in scaling.LOADED),
+        "RoSA between selections saves",
+    ]
     head += [f"ZeRO-1 on {RANKS} GPUs saves: RoSA", "LoRA"]
     return table(head, rows)
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, Gemma3Config, LlamaConfig, Qwen2C
 
 from benchmarks import scaling
 from benchmarks.presets import PRESETS, QWEN
+from rosa.models.decoder import decoder_layers
 from rosa.storage.settings import as_arguments, load_settings
 from rosa.training.finetune_arguments import FinetuneArguments, parse
 from rosa.training.methods import attach, trainable
@@ -31,6 +32,13 @@ MODELS = {
         num_key_value_heads=2, tie_word_embeddings=True, **QWEN,
     ),
 }  # fmt: skip
+LARGER = {  # for quantized bases
+    "Qwen2.5-14B": Qwen2Config(
+        vocab_size=152064, hidden_size=5120, intermediate_size=13824, num_hidden_layers=48, num_attention_heads=40,
+        num_key_value_heads=8, tie_word_embeddings=False, **QWEN,
+    ),
+}  # fmt: skip
+ALL = MODELS | LARGER
 NEWER = {  # the models of DyPAM's tables
     "Llama-3.2-3B": LlamaConfig(
         vocab_size=128256, hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24,
@@ -81,7 +89,7 @@ class Sizes(NamedTuple):
 
 def build(name: str, job: FinetuneArguments, layers: int) -> nn.Module:
     """The first decoder layers of a model in bfloat16, its embeddings and head, on the meta device, with a method."""
-    config = type(MODELS[name])(**MODELS[name].to_dict() | {"num_hidden_layers": layers, "layer_types": None})
+    config = type(ALL[name])(**ALL[name].to_dict() | {"num_hidden_layers": layers, "layer_types": None})
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     # BOFT reads from tables that it makes, and so these must have values.
@@ -93,7 +101,15 @@ def build(name: str, job: FinetuneArguments, layers: int) -> nn.Module:
 def sizes(name: str, method: str) -> Sizes:
     """Counts a model with a method of `methods()`. All layers are alike: the second is taken for all that follow."""
     one, two = (Sizes.of(build(name, methods()[method], layers)) for layers in (1, 2))
-    return Sizes(*(a + (MODELS[name].num_hidden_layers - 1) * (b - a) for a, b in zip(one, two, strict=True)))
+    return Sizes(*(a + (ALL[name].num_hidden_layers - 1) * (b - a) for a, b in zip(one, two, strict=True)))
+
+
+def linears(name: str) -> int:
+    """Weights of the linear layers of a model's decoder."""
+    layer = decoder_layers(build(name, methods()["LoRA"], layers=1))[0].module
+    return ALL[name].num_hidden_layers * sum(
+        p.numel() for p in layer.parameters() if p.ndim == 2 and not p.requires_grad
+    )
 
 
 @functools.cache

@@ -40,6 +40,8 @@ MODELS = {
     ),
 }  # fmt: skip
 MB, GIB = 1e6, 2**30
+# Bytes of a weight in `--load_in`: LLM.int8; NF4 with a scale of 8 bits for 64 weights, and one of 32 for 256 scales.
+LOADED = {"8bit": 1.0, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
 
 
 class Sizes(NamedTuple):
@@ -123,6 +125,11 @@ def memory(model: Sizes, gpus: int, saved_per_token: tuple[int, int], *, vocabul
         kept = kept / gpus + (2 * model.layer + model.besides) * (gpus > 1)
     activations = TOKENS * model.layers * sum(saved_per_token) / 2
     return kept + activations + 14 * TOKENS * vocabulary
+
+
+def quantized(frozen: int, linears: int, load_in: str) -> float:
+    """Bytes of a base's frozen weights with those of its decoder's linear layers, which are so many, quantized."""
+    return frozen - linears * (2 - LOADED[load_in])
 
 
 def build(config) -> nn.Module:

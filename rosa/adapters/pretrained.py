@@ -12,33 +12,65 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from rosa.adapters.folder import has_adapter
+from rosa.models.quantizing import quantization
 from rosa.storage.parsing import parse_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 
 def load_model(
-    name: str | os.PathLike, dtype: str = "auto", *, attn_implementation: str | None = None
+    name: str | os.PathLike,
+    dtype: str = "auto",
+    *,
+    load_in: str | None = None,
+    attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """A causal language model.
 
     Args:
         name (str or path): folder or Hub name.
         dtype (str): of its parameters; "auto" as they were saved.
+        load_in (str, optional): "4bit" or "8bit" quantizes the linear layers of its decoder while they are loaded; None
+            leaves them as they were saved.
         attn_implementation (str, optional): attention back end; None takes that of its configuration, or transformers'
             choice.
 
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: a file in it is missing or damaged, no causal language model can be made of it, it was saved while
-            RoSA's adapter was in it, or it has no such attention here.
+            RoSA's adapter was in it, it has no such attention here, or it is to be quantized and is quantized already.
+        ImportError: no package that quantizes is there.
     """
     from transformers import AutoModelForCausalLM
 
     _refuse_patched(Path(name))
+    settings = {"dtype": dtype, "attn_implementation": attn_implementation}
+    if load_in is not None:
+        settings["quantization_config"] = quantization_of(name, load_in)
     with _faults_told(name, "model"):
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation=attn_implementation)
+        return AutoModelForCausalLM.from_pretrained(name, **settings)
+
+
+def quantization_of(name: str | os.PathLike, load_in: str) -> QuantizationConfigMixin:
+    """How transformers is to quantize a base: of the base itself its configuration alone is read.
+
+    Args:
+        name (str or path): folder or Hub name.
+        load_in (str): "4bit" or "8bit".
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as `load_model` does for what is wrong with this.
+    """
+    from transformers import AutoConfig
+
+    with _faults_told(name, "model"):
+        found = getattr(AutoConfig.from_pretrained(name), "quantization_config", None)
+    if found is not None:
+        method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
+        raise ValueError(f"{name} was saved quantized ({method}), so load_in {load_in} has nothing to do: leave it out")
+    return quantization(load_in)
 
 
 def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:

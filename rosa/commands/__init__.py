@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import argparse
 
+from rosa.models.quantizing import LOAD_IN
+
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
     """The parser of `rosa COMMAND`, without any argument yet."""
     return argparse.ArgumentParser(f"rosa {command}", description=description, allow_abbrev=False)
+
+
+def add_load_in(options: argparse.ArgumentParser) -> None:
+    """Adds `--load-in`, which `rosa train` has too."""
+    options.add_argument(
+        "--load-in",
+        "--load_in",
+        choices=LOAD_IN,
+        help="quantize the base while it is loaded; default: as it was saved",
+    )

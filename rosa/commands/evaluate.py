@@ -9,7 +9,7 @@ import torch
 
 from rosa.adapters.folder import local_folder, read_description, refuse_model_folder
 from rosa.adapters.pretrained import load_model, load_tokenizer
-from rosa.commands import DTYPES, parser
+from rosa.commands import DTYPES, add_load_in, parser
 from rosa.evaluation.evaluate import evaluate, fingerprint
 from rosa.evaluation.tasks import find_tasks, load_test_rows
 from rosa.storage.digest import base_digest, digest
@@ -43,6 +43,7 @@ def run(argv: list[str]) -> None:
     options.add_argument("--max-new-tokens", "--max_new_tokens", type=int, default=256, help="default: %(default)s")
     options.add_argument("--limit", type=int, help="only the first rows of each task; default: all")
     options.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype of the model; default: as it was saved")
+    add_load_in(options)
     options.add_argument("--overwrite", action="store_true", help="discard earlier predictions for these tasks")
     args = options.parse_args(argv)
     for name in ("batch_size", "max_new_tokens", "limit"):
@@ -59,7 +60,7 @@ def run(argv: list[str]) -> None:
     refuse_model_folder(args.output)
 
     tokenizer = load_tokenizer(args.model)
-    model = load_model(args.model, dtype=args.dtype)
+    model = load_model(args.model, dtype=args.dtype, load_in=args.load_in)
     if adapter is not None:
         model = load_trained(model, adapter)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,6 +75,7 @@ def run(argv: list[str]) -> None:
             "model": base_digest(args.model),
             "adapter": adapter_config,
             "weights": fingerprint(model),
+            **({} if args.load_in is None else {"load_in": args.load_in}),  # of some quantized weights it sees no value
         },
         overwrite=args.overwrite,
     )

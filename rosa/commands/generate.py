@@ -10,7 +10,7 @@ import torch
 
 from rosa.adapters.disk import load_adapter
 from rosa.adapters.pretrained import load_model, load_tokenizer
-from rosa.commands import DTYPES, parser
+from rosa.commands import DTYPES, add_load_in, parser
 from rosa.evaluation.generation import answer
 from rosa.storage.files import replace_text
 from rosa.training.data import load_rows, prompt
@@ -42,6 +42,7 @@ def run(argv: list[str]) -> None:
     options.add_argument("--batch-size", "--batch_size", type=int, default=8, help="of --data; default: %(default)s")
     options.add_argument("--max-new-tokens", "--max_new_tokens", type=int, default=256, help="default: %(default)s")
     options.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype of the model; default: as it was saved")
+    add_load_in(options)
     args = options.parse_args(argv)
     if args.input and args.instruction is None:
         options.error("argument --input: only allowed with argument --instruction")
@@ -52,7 +53,7 @@ def run(argv: list[str]) -> None:
     if args.output is not None and args.output.exists():
         raise ValueError(f"--output {args.output} is there already: choose another file")
     tokenizer = load_tokenizer(args.model)
-    model = load_model(args.model, args.dtype)
+    model = load_model(args.model, args.dtype, load_in=args.load_in)
     if args.adapter is not None:
         model = load_trained(model, args.adapter)
     for name, source in args.adapters.items():

@@ -141,7 +141,7 @@ def _goes_on(cell: Cell) -> bool:
 
 
 def _untrained(cell: Cell) -> tuple[dict[str, Any], PreTrainedModel]:
-    model = load_model(cell.model)
+    model = load_model(cell.model, load_in=cell.load_in)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return {"trainable": 0, "total": model.num_parameters()}, model
 
@@ -149,7 +149,7 @@ def _untrained(cell: Cell) -> tuple[dict[str, Any], PreTrainedModel]:
 def _tested(cell: Cell, model: PreTrainedModel | None, inputs: Inputs) -> dict[str, Any]:
     """The accuracies on all tasks, and what they were made with."""
     if model is None:
-        model = load_trained(load_model(cell.model), cell.folder)
+        model = load_trained(load_model(cell.model, load_in=cell.load_in), cell.folder)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(cell.model)
     found = evaluate(

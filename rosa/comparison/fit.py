@@ -7,6 +7,7 @@ from argparse import ArgumentError
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rosa.adapters.pretrained import quantization_of
 from rosa.comparison.plan import Cell
 from rosa.training.finetune_arguments import parse
 from rosa.training.methods import attach, trainable
@@ -37,9 +38,12 @@ def check_fit(cell: Cell) -> tuple[int, int]:
     Raises:
         ValueError: an option is wrong, or the method does not fit the model.
         OSError: the model is not there.
+        ImportError: it is to be quantized, and no package that does is there.
     """
     check_options(cell)
     job, _ = parse(cell.arguments)
+    if job.load_in is not None:
+        quantization_of(job.model, job.load_in)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(job.model))
     try:

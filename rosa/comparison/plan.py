@@ -30,7 +30,7 @@ class Cell:
         folder (Path): for all that it leaves behind.
         model (str): folder or Hub name of the base.
         method (str): its name in the table.
-        settings (mapping): options of `rosa train`, all but `output`; of the base, its name alone.
+        settings (mapping): options of `rosa train`, all but `output`; of the base, its name and how it is loaded.
         trains (bool): whether anything is trained: not the base.
         tests (bool): whether it is tested. A cell that serves the choice of a learning rate is not: its validation
             loss is taken.
@@ -42,6 +42,11 @@ class Cell:
     settings: Mapping[str, Any]
     trains: bool = True
     tests: bool = True
+
+    @property
+    def load_in(self) -> str | None:
+        """How the base is quantized."""
+        return self.settings.get("load_in")
 
     @property
     def arguments(self) -> list[str]:
@@ -165,8 +170,9 @@ class Comparison:
                 )
 
     def base_cell(self, model: str) -> Cell:
-        """The cell of a base as it is."""
-        return Cell(self.output / "cells" / _base_name(model) / BASE, model, BASE, {"model": model}, trains=False)
+        """The cell of a base as it is, quantized if `train` has it so."""
+        settings = {"model": model, **({"load_in": self.train["load_in"]} if self.train.get("load_in") else {})}
+        return Cell(self.output / "cells" / _base_name(model) / BASE, model, BASE, settings, trains=False)
 
     def cell(self, model: str, method: str, seed: int, learning_rate: float | None = None) -> Cell:
         """The cell of a model, method and seed; a learning rate, if given, takes the place of the options' own."""

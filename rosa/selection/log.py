@@ -9,13 +9,14 @@ from transformers import Trainer, TrainerCallback
 
 from rosa.selection.algorithm import Selection
 
-COUNT, EXPLOITED, SELECTED, SCORE = "dls/layers", "dls/exploited", "dls/selected/", "dls/score/"
+COUNT, SHARE, EXPLOITED = "dls/layers", "dls/share", "dls/exploited"
+SELECTED, SCORE = "dls/selected/", "dls/score/"
 
 
 class LogSelections(TrainerCallback):
-    """Logs each selection of layers at the step it was made: `dls/layers` counts the chosen layers, `dls/exploited` is
-    1 where they were chosen by score and 0 where at random, and of each layer N that takes part `dls/selected/N` is 1
-    or 0 and `dls/score/N` its score.
+    """Logs each selection of layers at the step it was made: `dls/layers` counts the chosen layers, `dls/share` is
+    their share of those that take part, `dls/exploited` is 1 where they were chosen by score and 0 where at random, and
+    of each layer N that takes part `dls/selected/N` is 1 or 0 and `dls/score/N` its score.
 
     Args:
         trainer (Trainer): its `layer_selection` is the DynamicLayerSelection, or None.
@@ -42,6 +43,7 @@ def log_entry(made: Selection, layers: tuple[int, ...]) -> dict[str, float]:
     """A selection among these layers as it is logged."""
     return {
         COUNT: len(made.layers),
+        SHARE: len(made.layers) / len(layers),
         EXPLOITED: int(made.exploited),
         **{f"{SELECTED}{layer}": int(layer in made.layers) for layer in layers},
         **{f"{SCORE}{layer}": score for layer, score in zip(layers, made.scores, strict=True)},

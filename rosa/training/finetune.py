@@ -11,6 +11,8 @@ from pathlib import Path
 from transformers import (
     DataCollatorForSeq2Seq,
     PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -20,7 +22,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from rosa.adapters.folder import has_adapter, refuse_model_folder, remove_adapter
-from rosa.adapters.pretrained import load_model, load_tokenizer
+from rosa.adapters.pretrained import load_model, load_tokenizer, quantization_of
 from rosa.storage.locking import alone_in
 from rosa.training.data import load_rows, tokenize
 from rosa.training.finetune_arguments import FinetuneArguments
@@ -30,6 +32,7 @@ from rosa.training.padding_free import RowsApart, flattening
 from rosa.training.resuming import changes, checkpoints, fault, is_finished, last_checkpoint, made_with, unsaved_told
 from rosa.training.selective_trainer import SelectiveTrainer
 from rosa.training.trainer import RosaTrainer
+from rosa.training.watching import PICTURE_NAME, Watch
 
 
 def finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrainer:
@@ -61,6 +64,8 @@ def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrain
     if checkpoint is not None and not resumes(job.method):
         raise ValueError(f"{job.method} cannot go on from {checkpoint}, which lacks its state: --overwrite starts anew")
     config, settings = job.config, job.peft_settings
+    if job.load_in is not None:
+        quantization_of(job.model, job.load_in)  # which may not be possible, before any row is read
     rows = load_rows(job.data)
     train_rows, val_rows = _split(rows, job.val_size, args.seed)
     tokenizer = load_tokenizer(job.model)
@@ -77,7 +82,7 @@ def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrain
         _tell_start(output, checkpoint, changes(checkpoint, made) if checkpoint else None)
 
     set_seed(args.seed)  # before the adapter draws its first weights
-    base = load_model(job.model, attn_implementation=job.attn_implementation)
+    base = load_model(job.model, load_in=job.load_in, attn_implementation=job.attn_implementation)
     model = attach(base, job.method, config=config, settings=settings)
     collator = flattening(model) if job.padding_free else DataCollatorForSeq2Seq(tokenizer)
     checks = [RowsApart(collator)] if job.padding_free else []
@@ -96,6 +101,9 @@ def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrain
             processing_class=tokenizer,
             callbacks=[*callbacks(job.method), *checks, _TakeOutput(job, checkpoint, lock)],
         )
+        for theirs in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(theirs)
+        trainer.add_callback(Watch(trainer))
         if trainer.is_world_process_zero():
             number, total = trainable(model)
             print(f"trainable params: {number:,} || all params: {total:,} || trainable%: {100 * number / total:.4f}")
@@ -159,8 +167,8 @@ def _tell_start(output: Path, checkpoint: str | None, changed: str | None) -> No
 
 class _TakeOutput(TrainerCallback):
     """Takes the output folder for this process alone once all is ready to train, and deletes there what an earlier run
-    left, and nothing else: its log, which would pass for that of this run, and if it is to be overwritten its adapter
-    and checkpoints.
+    left, and nothing else: its log and its picture, which would pass for those of this run, and if it is to be
+    overwritten its adapter and checkpoints.
 
     Args:
         job (FinetuneArguments): whether to resume or to overwrite.
@@ -182,7 +190,8 @@ class _TakeOutput(TrainerCallback):
             raise ValueError(f"another process has trained in {output} since this one began: start it again")
         if state.global_step == state.max_steps:
             print(f"{self.checkpoint} has all {state.max_steps} steps: nothing is left to train")
-        (output / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        for of_earlier_run in (TRAINER_STATE_NAME, PICTURE_NAME):
+            (output / of_earlier_run).unlink(missing_ok=True)
         if self.job.overwrite:
             remove_adapter(output)
         for checkpoint in checkpoints(output) if self.job.overwrite else []:

@@ -16,6 +16,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from rosa.adapters.card import PAPERS
 from rosa.adapters.config import ADAPTER_DTYPES, VARIANTS, AdapterConfig, RoadConfig, RosaConfig
+from rosa.models.quantizing import LOAD_IN
 from rosa.selection.scored_layers import SCORES
 from rosa.storage.settings import as_arguments, check_keys, load_settings, mapping
 from rosa.training.methods import METHODS, OURS, ROAD, ROSA
@@ -77,6 +78,7 @@ class FinetuneArguments:
     attn_implementation: str | None = _option(
         None, "attention back end by transformers' name, such as flash_attention_2; default: transformers' choice"
     )
+    load_in: Literal[LOAD_IN] | None = _option(None, "quantize the base while it is loaded; default: as it was saved")
     resume: bool = _option(False, "continue from the last complete checkpoint of --output, if there is one")
     overwrite: bool = _option(False, "replace the adapter and the checkpoints in --output")
 

@@ -53,6 +53,7 @@ class SelectiveTrainer(Trainer):
 
     Attributes:
         layer_selection (DynamicLayerSelection or None): the wrapped optimizer, once training has begun.
+        speed (Speed): what the steps of this process took.
 
     Raises:
         ValueError: `norm_learning_rate` is not above 0, or DeepSpeed is configured for an optimizer of its own; when
@@ -81,14 +82,14 @@ class SelectiveTrainer(Trainer):
         self.layer_selection: DynamicLayerSelection | None = None
         self._grouping = torch.Generator()
         self.add_callback(LogSelections(self))
-        self._speed = Speed()
-        self.add_callback(self._speed)
+        self.speed = Speed()
+        self.add_callback(self.speed)
 
     @property
     def tokens_per_second(self) -> float | None:
         """Tokens of all ranks a second, of the steps since training began or was resumed in this process; None before
         the first step, and where tokens are not counted (`include_num_input_tokens_seen`)."""
-        return self._speed.tokens / self._speed.seconds if self._speed.tokens else None
+        return self.speed.tokens / self.speed.seconds if self.speed.tokens else None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
         """Trains as `Trainer.train` does; `resume_from_checkpoint=True` takes the last checkpoint that is complete.

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from benchmarks import paper, paper_counts, paper_printed
+from benchmarks import paper, paper_counts, paper_printed, quantized, scaling
 from benchmarks.report import fill
 from benchmarks.results import COUNTED, read
 from rosa.evaluation.tasks import TASKS
@@ -45,6 +45,25 @@ def tiny():
 def test_the_document_has_the_tables_that_the_program_makes():
     text = paper.DOCUMENT.read_text(encoding="utf-8")
     assert text == fill(text, paper.tables()), "run `python -m benchmarks.paper`"
+
+
+@in_the_interpreter
+def test_the_document_of_quantized_bases_has_the_table_that_its_program_makes():
+    text = quantized.DOCUMENT.read_text(encoding="utf-8")
+    assert text == fill(text, quantized.tables()), "run `python -m benchmarks.quantized`"
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("checkpoints", [False, True])
+@pytest.mark.parametrize("load_in", scaling.LOADED)
+def test_one_row_more_of_a_quantized_base_would_not_fit(load_in, checkpoints):
+    name, room = "Qwen2.5-7B", paper.CARD - paper.CONTEXT - quantized.state("Qwen2.5-7B", load_in)
+    most = quantized.most_rows(name, load_in, quantized.LONGEST, checkpoints=checkpoints)
+    fits, too_much = (
+        quantized.activations(name, load_in, rows, quantized.LONGEST, checkpoints=checkpoints)
+        for rows in (most, most + 1)
+    )
+    assert fits <= room < too_much
 
 
 def test_the_shares_are_the_papers_but_for_a_thousandth_of_two():

@@ -19,8 +19,9 @@ from scipy import stats
 from transformers import AutoModelForCausalLM
 
 import rosa
+from rosa.adapters.pretrained import load_model
 from rosa.cli import main
-from rosa.comparison.cell import _goes_on, read_result
+from rosa.comparison.cell import _goes_on, read_result, run_cell
 from rosa.comparison.fit import check_fit, check_options
 from rosa.comparison.inputs import read_inputs
 from rosa.comparison.plan import Comparison, load_comparison
@@ -121,6 +122,31 @@ def test_every_cell_is_trained_and_tested_and_the_grid_before_them(finished):
         assert 0 < outcome["trainable"] < outcome["total"]
         assert [entry["step"] for entry in outcome["course"]] == [4]
         assert outcome["forgetting_loss"] > 0 and outcome["forgetting_loss"] != base["forgetting_loss"]
+
+
+def test_a_quantized_base_is_trained_on_and_tested_and_told_apart(files, tmp_path, monkeypatch):
+    train = {**SETTINGS["train"], "max_steps": 2, "data": str(files / "rows.json")}
+    with_4_bits, plain = (
+        load_comparison(write(tmp_path, files, side_tasks=None, train=train | more))
+        for more in ({"load_in": "4bit"}, {})
+    )
+    model = str(files / "base")
+    cells = [with_4_bits.base_cell(model), with_4_bits.cell(model, "RoSA", 1)]
+    inputs, loaded = read_inputs(with_4_bits, cells), []
+
+    def load(name, **options):
+        loaded.append(load_model(name, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr(rosa.comparison.cell, "load_model", load)
+    for cell in cells:
+        run_cell(cell, inputs)
+    (cells[1].folder / "result.json").unlink()
+    run_cell(cells[1], inputs)  # with the adapter that it finds
+    assert [model.is_loaded_in_4bit for model in loaded] == [True, True]
+    for cell in (plain.base_cell(model), plain.cell(model, "RoSA", 1)):
+        with pytest.raises(ValueError, match=r"made with other settings \(load_in\)"):
+            read_result(cell, inputs)
 
 
 def test_what_was_forgotten_is_measured_again_on_other_rows(finished, files, grid):

@@ -50,8 +50,8 @@ def make_trainer(make_patched, tmp_path, monkeypatch):
 def test_an_entry_says_which_layers_were_chosen_and_how():
     entry = log_entry(MADE, (1, 2, 4))
     assert entry == {
-        "dls/layers": 2, "dls/exploited": 1, "dls/selected/1": 1, "dls/selected/2": 0, "dls/selected/4": 1,
-        "dls/score/1": 0.5, "dls/score/2": 2.0, "dls/score/4": 0.25,
+        "dls/layers": 2, "dls/share": 2 / 3, "dls/exploited": 1, "dls/selected/1": 1, "dls/selected/2": 0,
+        "dls/selected/4": 1, "dls/score/1": 0.5, "dls/score/2": 2.0, "dls/score/4": 0.25,
     }  # fmt: skip
     assert read_entry({"epoch": 0.1, "step": 7, **entry}) == (MADE, (1, 2, 4))
     assert read_entry({"epoch": 0.1, "step": 7, "loss": 0.5}) is None
@@ -83,6 +83,8 @@ def test_tensorboard_shows_every_selection(make_trainer, tmp_path, monkeypatch):
         return [(event.step, event.value) for event in events.Scalars(f"train/dls/{name}")]
 
     history = trainer.layer_selection.history
+    assert shown("layers") == [(made.step, 2) for made in history]
+    assert shown("share") == [(made.step, 0.5) for made in history]
     assert shown("exploited") == [(made.step, made.exploited) for made in history]
     for layer in range(4):
         assert shown(f"selected/{layer}") == [(made.step, layer in made.layers) for made in history]

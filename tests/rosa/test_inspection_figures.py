@@ -13,8 +13,10 @@ from matplotlib.text import Text
 from rosa.inspection import figures
 from rosa.inspection.activations import LayerActivations, energy_shares
 from rosa.inspection.course import Course
+from rosa.inspection.run_figure import draw_run
 from rosa.models.rotary import RotaryLayout
 from rosa.selection.algorithm import Selection
+from rosa.selection.log import log_entry
 
 
 def layer(index, *, rotary_dim=8, width=12, keys=True, interleaved=False):
@@ -157,6 +159,40 @@ def test_scores_stand_beside_their_picture(tmp_path):
 
 def test_scores_that_are_all_zero_can_be_drawn(tmp_path):
     figures.draw_scores(Course((0, 1), 5, [Selection(3, (0,), True, (0.0, 0.0))]), tmp_path / "scores.png")
+
+
+LOG = [{"step": step, "loss": 3 / step, "learning_rate": 1e-3 / step} for step in (2, 4, 6, 8, 10)]
+
+
+@pytest.mark.parametrize("layers", [0, 2, 60])
+def test_a_run_is_drawn_with_what_it_has(tmp_path, layers):
+    """Rows that are held out and a selection of layers, if it has them."""
+    made = Selection(5, tuple(range(1, layers)), True, (1.0,) * layers)
+    selected = [{"step": 5, **log_entry(made, tuple(range(layers)))}] if layers else []
+    held_out = [{"step": step, "eval_loss": 2 / step} for step in (5, 10)] if layers != 2 else []
+    assert draw_run([*LOG, *selected, *held_out], tmp_path / "train.png")
+    check_picture(tmp_path / "train.png")
+
+
+def test_the_panels_of_a_run_show_its_log(tmp_path, monkeypatch):
+    panels = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: panels.extend(figure.axes))
+    made = Selection(5, (1,), False, (1.0, 2.0))
+    log = [*LOG, {"step": 5, **log_entry(made, (0, 1))}, {"step": 6, "eval_loss": 1.5}, {"step": 10, "train_loss": 1}]
+    assert draw_run(log, tmp_path / "train.png")
+    (training, held_out), (rate,) = (panel.get_lines() for panel in panels[:2])
+    assert training.get_xydata().tolist() == [[entry["step"], entry["loss"]] for entry in LOG]
+    assert held_out.get_xydata().tolist() == [[6, 1.5]]
+    assert rate.get_xydata().tolist() == [[entry["step"], entry["learning_rate"]] for entry in LOG]
+    mesh = panels[2].collections[0]
+    colours = [[to_hex(colour) for colour in row] for row in mesh.cmap(mesh.norm(mesh.get_array()))]
+    every, random, frozen = map(to_hex, (figures.ALL_LAYERS, figures.AT_RANDOM, figures.FROZEN))
+    assert colours == [[every, frozen], [every, random]]
+
+
+def test_a_run_of_a_single_loss_has_no_course(tmp_path):
+    assert not draw_run([LOG[0], {"step": 2, "train_loss": 1.0}], tmp_path / "train.png")
+    assert not (tmp_path / "train.png").exists()
 
 
 def test_k_ratio_is_drawn_in_its_order_with_error_bars(tmp_path):

@@ -83,11 +83,13 @@ def test_rosa_train_in_two_processes_saves_once_and_goes_on(launch, tmp_path):
     tiny_model(len(tokenizer)).save_pretrained(tmp_path / "base")
     options = {"model": tmp_path / "base", "data": tmp_path / "rows.json", "output": tmp_path / "out", "rank": 4}
     options |= {"save_steps": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "use_cpu": True}
+    options |= {"logging_steps": 1}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     for steps, said in ((2, "trainable params"), (4, f"resuming from {tmp_path / 'out' / 'checkpoint-2'}")):
         status, output = launch("torchrun", "rosa", "train", *words, "--max_steps", steps, "--resume")
         assert status == 0, output[-4000:]
-        assert output.count("adapter saved in") == output.count(said) == 1
+        assert output.count("adapter saved in") == output.count(said) == output.count("ask it  ") == 1
+        assert output.count("  loss ") == 2  # a line for each step, of one process
     assert last_checkpoint(tmp_path / "out") == str(tmp_path / "out" / "checkpoint-4")
     status, output = launch("torchrun", "rosa", "train", *words, "--max_steps", 6, "--resume", "--seed", 7)
     assert status != 0 and "rosa train: error:" in output and "seed was 42, now 7" in output

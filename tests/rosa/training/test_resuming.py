@@ -99,6 +99,7 @@ def contents(folder):
         (["--max_length", "2000"], "max_length was 2048, now 2000"),
         (["--gradient_accumulation_steps", "1"], "rows of a step was 4, now 2"),
         (["--padding_free"], "padding_free was False, now True"),
+        (["--load_in", "8bit"], "load_in was None, now 8bit"),
         (
             ["--train_sampling_strategy", "group_by_length"],
             "train_sampling_strategy was random, now group_by_length",

@@ -13,7 +13,6 @@ from transformers import TrainerCallback, TrainingArguments
 
 import rosa
 from rosa.training.resuming import checkpoints, last_checkpoint, unsaved_told
-from rosa.training.speed import Speed
 from tests.rosa.tiny_qwen2 import tiny_tokenizer
 
 
@@ -291,9 +290,8 @@ def test_speed_is_of_the_steps_of_this_process_alone(make_trainer):
     resumed = make_trainer(arguments=counted, steps=13)
     resumed.train(resume_from_checkpoint=True)
     assert (whole.state.num_input_tokens_seen, resumed.state.num_input_tokens_seen) == (12 * 36, 13 * 36)
-    (speed,) = [c for c in resumed.callback_handler.callbacks if isinstance(c, Speed)]
-    assert speed.tokens == 36  # a step of two times two rows of nine
-    assert resumed.tokens_per_second == 36 / speed.seconds
+    assert resumed.speed.tokens == 36  # a step of two times two rows of nine
+    assert resumed.tokens_per_second == 36 / resumed.speed.seconds
     last = [entry for entry in resumed.state.log_history if "train_tokens_per_second" in entry][-1]
     assert last["train_tokens_per_second"] * last["train_runtime"] == pytest.approx(36, rel=0.1)
     end = resumed.state.log_history[-1]
