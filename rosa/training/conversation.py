@@ -89,6 +89,8 @@ def _by_prefixes(
                 "whole, so that it cannot be told what the assistant is to learn: give the tokenizer a template with "
                 "{% generation %} marks, or rows that end with the assistant's first message"
             )
+        if message["content"].strip() not in after[len(before) :]:
+            raise ValueError(f"the tokenizer's chat template leaves out what message {number} says")
         prefixes += [before, after]
     ids, *parts = _encoded([whole, *prefixes], tokenizer)
     # A token across a boundary, which texts that are joined may make, belongs to what follows.

@@ -100,27 +100,32 @@ def tokenize(
         ValueError: no rows, no eos_token, a conversation that the template does not fit, or truncation leaves no row
             with a token to learn.
     """
+    made = sequences(rows, tokenizer, form, places)
+    return examples(made, max_length=max_length, train_on_prompt=train_on_prompt)
+
+
+def examples(
+    made: Sequence[tuple[list[int], list[int]]], *, max_length: int = 2048, train_on_prompt: bool = False
+) -> Dataset:
+    """The training examples of rows of `sequences`, as `tokenize` makes them, with its warnings and errors."""
     from datasets import Dataset
 
-    if not rows:
-        raise ValueError("there are no rows to tokenize")
     if max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}")
-    made = sequences(rows, tokenizer, form, places)
-    examples = [example(ids, learnt, max_length, train_on_prompt) for ids, learnt in made]
-    kept = [example for example in examples if teaches(example)]
+    cut_off = [example(ids, learnt, max_length, train_on_prompt) for ids, learnt in made]
+    kept = [row for row in cut_off if teaches(row)]
     if not kept:
         raise ValueError(f"max_length={max_length} cuts off the whole response of every row; raise it")
-    left_out = len(examples) - len(kept)
+    left_out = len(made) - len(kept)
     if left_out:
-        message = f"max_length={max_length} cuts off the whole response of {left_out} of {len(examples)} rows"
-        warnings.warn(f"{message}; they are left out", stacklevel=2)
+        message = f"max_length={max_length} cuts off the whole response of {left_out} of {len(made)} rows"
+        warnings.warn(f"{message}; they are left out", stacklevel=3)
     cut = sum(len(ids) > max_length for ids, _ in made) - left_out
     if cut:
         warnings.warn(
-            f"max_length={max_length} cuts off the end of the response of {cut} of {len(rows)} rows, which then do not "
+            f"max_length={max_length} cuts off the end of the response of {cut} of {len(made)} rows, which then do not "
             "teach where to stop; raise it to learn them whole",
-            stacklevel=2,
+            stacklevel=3,
         )
     return Dataset.from_list(kept)
 
@@ -132,6 +137,8 @@ def sequences(
 
     The arguments and the errors are those of `tokenize`.
     """
+    if not rows:
+        raise ValueError("there are no rows to tokenize")
     if form == CHAT:
         return [
             _conversation(row, tokenizer, places[number] if places else f"row {number}")

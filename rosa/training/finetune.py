@@ -64,9 +64,7 @@ def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrain
     data = prepare(job, args)
     if args.process_index == 0:
         print(data.summary)
-    made = (
-        made_with(job, args, data.identity()) if args.should_save else None
-    )  # by one process: it reads the whole base
+    made = made_with(job, args, data.identity()) if args.should_save else None  # by one process: it reads all of it
     if job.resume and made is not None:
         _tell_start(output, checkpoint, changes(checkpoint, made) if checkpoint else None)
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from rosa.adapters.pretrained import load_tokenizer
 from rosa.storage.digest import file_digest
 from rosa.training.conversation import check_chat_template
-from rosa.training.data import example, sequences, teaches, tokenize
+from rosa.training.data import example, examples, sequences, teaches
 from rosa.training.data_files import Source, read_rows
 from rosa.training.data_forms import Form, check_row, find_form
 from rosa.training.prompt_form import CHAT
@@ -46,6 +46,7 @@ class JobData(NamedTuple):
         validation (Dataset or None): those held out.
         identity (callable): makes what a checkpoint knows the data by: all rows, or a stream's files by their digests,
             for which it reads them.
+        lengths (list of int): tokens of each row to train on, before it is cut off; of a stream none.
         summary (str): the data in a line.
     """
 
@@ -54,15 +55,17 @@ class JobData(NamedTuple):
     train: Dataset | IterableDataset
     validation: Dataset | None
     identity: Callable[[], Sequence[Any]]
+    lengths: list[int]
     summary: str
 
 
-def prepare(job: FinetuneArguments, args: TrainingArguments) -> JobData:
+def prepare(job: FinetuneArguments, args: TrainingArguments, *, limit: int | None = None) -> JobData:
     """Reads the data of a job, and then its tokenizer.
 
     Args:
         job (FinetuneArguments): the data, how it is to be read, the model.
-        args (TrainingArguments): the seed, and whether to resume.
+        args (TrainingArguments): the seed, and how rows are put together.
+        limit (int, optional): look at no more rows than these, and hold them in memory.
 
     Raises:
         FileNotFoundError: the data or the model is not there.
@@ -76,19 +79,21 @@ def prepare(job: FinetuneArguments, args: TrainingArguments) -> JobData:
         raise ValueError(f"{job.data} holds no rows")
     form = find_form(first[1], first[0], job.data_format)
     rows = (Row(check_row(form, value, place), place) for place, value in _with_first(first, found))
-    if job.streaming:
+    if job.streaming and limit is None:
         return _streamed(job, args, source, form, list(islice(rows, job.val_size)))
-    everything = list(rows)
+    everything = list(islice(rows, limit))
     train, held_out = split(everything, job.val_size, args.seed)
     tokenizer = _tokenizer(job, form)
-    examples = _examples(train, form, tokenizer, job)
-    _check_last_batch(args, len(examples))
+    made = _sequences(train, form, tokenizer)
+    train_examples = _examples(made, job)
+    _check_last_batch(args, len(train_examples))
     return JobData(
         tokenizer,
         form,
-        examples,
-        _examples(held_out, form, tokenizer, job) if held_out else None,
+        train_examples,
+        _examples(_sequences(held_out, form, tokenizer), job) if held_out else None,
         lambda: [row.value for row in everything],
+        [len(ids) for ids, _ in made],
         f"data: {len(everything):,} {form.noun}{_files(source)}",
     )
 
@@ -133,15 +138,12 @@ def _tokenizer(job: FinetuneArguments, form: Form) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _examples(rows: list[Row], form: Form, tokenizer: PreTrainedTokenizerBase, job: FinetuneArguments) -> Dataset:
-    return tokenize(
-        [row.value for row in rows],
-        tokenizer,
-        max_length=job.max_length,
-        train_on_prompt=job.train_on_prompt,
-        form=form.prompts,
-        places=[row.place for row in rows],
-    )
+def _sequences(rows: list[Row], form: Form, tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], list[int]]]:
+    return sequences([row.value for row in rows], tokenizer, form.prompts, [row.place for row in rows])
+
+
+def _examples(made: list[tuple[list[int], list[int]]], job: FinetuneArguments) -> Dataset:
+    return examples(made, max_length=job.max_length, train_on_prompt=job.train_on_prompt)
 
 
 def _streamed(
@@ -165,8 +167,9 @@ def _streamed(
         tokenizer,
         form,
         train.shuffle(seed=args.seed if args.data_seed is None else args.data_seed, buffer_size=SHUFFLED),
-        _examples(held_out, form, tokenizer, job) if held_out else None,
+        _examples(_sequences(held_out, form, tokenizer), job) if held_out else None,
         lambda: [form.name, *(source if not source.files() else map(file_digest, source.files()))],
+        [],
         f"data: a stream of {form.noun}{_files(source)}",
     )
 
@@ -179,10 +182,11 @@ class _Stream:
 
     def __call__(self) -> Iterator[dict[str, list[int]]]:
         while True:
-            number = 0
-            for number, made in enumerate(self._once(), start=1):
+            found = False
+            for made in self._once():
+                found = True
                 yield made
-            if not number:
+            if not found:
                 raise ValueError(
                     f"{self.job.data} has no row to train on after the first {self.job.val_size}, or none of which "
                     f"max_length={self.job.max_length} leaves something to learn"
