@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,15 +15,20 @@ _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuses a tokenizer without a chat template.
+    """Refuses a tokenizer that conversations cannot be written with.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it has no chat template, or is none of the library tokenizers, which tell where a token stands.
     """
     if not tokenizer.chat_template:
         raise ValueError(
             f"conversations are written by the tokenizer's chat template, and {tokenizer.name_or_path or 'this one'} "
             "has none: take the chat variant of the model, or give rows with `prompt` and `completion` as strings"
+        )
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not tell where in the text its tokens stand, without which it cannot be "
+            "told what of a conversation is the assistant's: give rows with `prompt` and `completion` as strings"
         )
 
 
@@ -60,22 +66,27 @@ def conversation_tokens(
 def _by_marks(
     messages: list[dict[str, str]], first: int, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[int]]:
-    made = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-    ids, learnt = made["input_ids"], made["assistant_masks"]
+    offsets = {"return_offsets_mapping": True}
+    made = tokenizer.apply_chat_template(
+        messages, return_dict=True, return_assistant_tokens_mask=True, tokenizer_kwargs=offsets
+    )
+    learnt = made["assistant_masks"]
     if first:
-        (before,) = _encoded([_rendered(messages[:first], tokenizer, prompt=True)], tokenizer)
-        start = _shared(before, ids)
+        whole, before = _rendered(messages, tokenizer), _rendered(messages[:first], tokenizer, prompt=True)
+        same = commonprefix([whole, before])  # noqa: RUF071, characters are what is asked for
+        start = _tokens_of(len(same), made["offset_mapping"])
         learnt = [0] * start + learnt[start:]
     if 1 not in learnt:
         raise ValueError("the generation marks of the tokenizer's chat template stand around nothing of it")
-    return ids, learnt
+    return made["input_ids"], learnt
 
 
 def _by_prefixes(
     messages: list[dict[str, str]], first: int, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[int]]:
     whole = _rendered(messages, tokenizer)
-    prefixes = []
+    made = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    learnt = [0] * len(made["input_ids"])
     for number, message in enumerate(messages):
         if number < first or message["role"] != "assistant":
             continue
@@ -91,24 +102,16 @@ def _by_prefixes(
             )
         if message["content"].strip() not in after[len(before) :]:
             raise ValueError(f"the tokenizer's chat template leaves out what message {number} says")
-        prefixes += [before, after]
-    ids, *parts = _encoded([whole, *prefixes], tokenizer)
-    # A token across a boundary, which texts that are joined may make, belongs to what follows.
-    ends = [_shared(part, ids) for part in parts]
-    learnt = [0] * len(ids)
-    for start, end in zip(ends[::2], ends[1::2], strict=True):
+        start, end = (_tokens_of(len(prefix), made["offset_mapping"]) for prefix in (before, after))
         learnt[start:end] = [1] * (end - start)
-    return ids, learnt
+    return made["input_ids"], learnt
 
 
 def _rendered(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, *, prompt: bool = False) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
 
 
-def _encoded(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
-
-
-def _shared(part: list[int], whole: list[int]) -> int:
-    """How many tokens two texts begin with in common."""
-    return next((i for i, (a, b) in enumerate(zip(part, whole, strict=False)) if a != b), min(len(part), len(whole)))
+def _tokens_of(characters: int, offsets: Sequence[tuple[int, int]]) -> int:
+    """How many tokens lie within the first characters of a text. By their ends: some tokenizers leave white space out
+    of where a token begins. A token across the boundary, which a line break on either side may make, lies behind it."""
+    return next((number for number, (_, end) in enumerate(offsets) if end > characters), len(offsets))
