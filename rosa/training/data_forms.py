@@ -100,7 +100,7 @@ def check_instruction(row: object, place: str, target: str | None = "output") ->
 
 
 def _conversation(row: dict, place: str) -> dict:
-    field = "messages" if "messages" in row else "conversations"
+    field = "conversations" if "conversations" in row and "messages" not in row else "messages"
     if row.get("tools"):
         raise ValueError(f"{place}: has `tools`, and calls of tools cannot be learnt here")
     turns = _turns(row, field, place)

@@ -129,7 +129,12 @@ def _memory(model: nn.Module, data: JobData, job: FinetuneArguments, args: Train
     rows, length = args.per_device_train_batch_size, min(job.max_length, max(data.lengths))
     # The rows of a batch that learn most.
     labels = sum(sorted(_learnt(data))[-rows:]) if job.response_logits else rows * length
-    need = step_memory(model, rows, length, labels, checkpoints=args.gradient_checkpointing, bf16=args.bf16 or not card)
+    how = {"checkpoints": args.gradient_checkpointing, "bf16": args.bf16 or not card}
+    try:
+        need = step_memory(model, rows, length, labels, **how)
+    except ValueError as error:
+        yield f"memory: {error}"
+        return
     yield (
         f"memory of a step with {rows} of the longest rows, {length:,} tokens each: {_gib(sum(need))}, of it "
         f"{_gib(need.base)} frozen weights, {_gib(need.trained)} what trains with its gradients and AdamW's moments, "

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig
 
@@ -21,6 +22,13 @@ CONTEXT = GIB  # bytes, about what CUDA itself takes
 STATE = 4  # of what trains: the weight, its gradient and AdamW's two moments
 LOGIT = 14  # bytes a token and word: bfloat16 logits; in float32 their copy, their log-softmax and its gradient
 CAPPED_LOGIT = 2  # and the tanh that Gemma-2 keeps
+
+_NEEDS_VALUES = (
+    fake_tensor.DataDependentOutputException,
+    fake_tensor.DynamicOutputShapeException,
+    fake_tensor.UnsupportedFakeTensorException,
+    fake_tensor.UnsupportedOperatorException,
+)
 
 Out = TypeVar("Out")
 
@@ -93,15 +101,18 @@ def saved_bytes(module: nn.Module, run: Callable[[], Out]) -> tuple[Out, int]:
 def step_memory(model: nn.Module, rows: int, length: int, labels: int, *, checkpoints: bool, bf16: bool) -> Memory:
     """What a step of training takes, on one GPU that holds it all.
 
-    The decoder runs on tensors that have shapes and no values, with the fused kernels if they are installed. Work
-    buffers, fragmentation, the mask of a padded batch and evaluation are not counted.
+    The decoder runs on tensors that have shapes and no values, as on a padded batch, with the fused kernels if they are
+    installed. Work buffers, fragmentation and evaluation are not counted.
 
     Args:
-        model (nn.Module): on the meta device, with what trains attached; it is left on no device.
+        model (nn.Module): on the meta device, with what trains attached; of no use afterwards.
         rows, length (int): of the batch; length in tokens.
         labels (int): positions whose logits are computed.
         checkpoints (bool): gradient checkpointing.
         bf16 (bool): the layers run under autocast to bfloat16.
+
+    Raises:
+        ValueError: the model or the method asks for values, as BOFT and some mixtures of experts do.
     """
     config = model.config.get_text_config()
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
@@ -110,7 +121,10 @@ def step_memory(model: nn.Module, rows: int, length: int, labels: int, *, checkp
     with _as_on_a_gpu(), FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16, bf16):
         model.to_empty(device="cpu").train()
         ids = torch.ones(rows, length, dtype=torch.long)
-        _, saved = saved_bytes(model, lambda: decoder(input_ids=ids, use_cache=False))
+        try:
+            _, saved = saved_bytes(model, lambda: decoder(input_ids=ids, use_cache=False))
+        except _NEEDS_VALUES as error:
+            raise ValueError(f"what the layers keep cannot be counted without values ({error})") from error
     layers = kept_by_layers(config, saved / len(decoder_layers(model)), rows * length, checkpoints=checkpoints)
     return Memory(base, STATE * trained, layers, labels * logits(config))
 
