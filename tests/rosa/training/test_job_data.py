@@ -93,7 +93,7 @@ def test_a_folder_of_conversations_is_trained_on_and_what_is_left_says_how_promp
 def test_every_form_of_rows_becomes_examples(base, tmp_path, rows, form, said):
     file = write(tmp_path, rows)
     data = prepare(*parse(arguments(base, file, tmp_path / "out", "--val_size", 3)))
-    assert (data.form.prompts, data.summary) == (form, f"data: 10 {said}, 1 file")
+    assert (data.form.prompts, data.summary) == (form, f"data: {said}, 1 file")
     assert (len(data.train), len(data.validation), len(data.identity())) == (7, 3, 10)
     answers = [data.tokenizer.decode(ids) for part in (data.train, data.validation) for ids in part["input_ids"]]
     assert sorted(next(word for word in WORDS if f"I say {word}." in answer) for answer in answers) == sorted(WORDS)
