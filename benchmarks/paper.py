@@ -30,18 +30,15 @@ from benchmarks.paper_counts import ALL, MODELS, build, linears, methods, sizes
 from benchmarks.paper_printed import averages_table, newer_table, parameters_table, table
 from benchmarks.report import fill
 from rosa.models.decoder import decoder_layers
+from rosa.training.memory import CONTEXT, GIB, LOADED, STATE, kept_by_layers, logits, quantized, state_bytes
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "paper.md"
-CARD, CONTEXT = 24 * 2**30, 2**30  # bytes of an RTX 3090 or 4090, and about what CUDA itself takes
+CARD = 24 * 2**30  # bytes of an RTX 3090 or 4090
 ROWS, LENGTH = 2, 2048  # the paper's micro-batch at its longest
 IN_MEMORY = ("RoSA", "LoRA", "DoRA")
-LOGIT = 14  # bytes a token and word: bfloat16 logits; in float32 their copy, their log-softmax and its gradient
-CAPPED_LOGIT = 2  # and the tanh that Gemma-2 keeps
-STATE = 4  # the weight, its gradient and AdamW's two moments
 CHARACTERS_A_TOKEN = 4
 RANKS = 8  # for which ZeRO-1's saving is shown
-GIB = 2**30
 
 
 class Lengths(NamedTuple):
@@ -95,7 +92,7 @@ def saved(name: str, method: str, rows: int, length: int, *, frozen: bool = Fals
 def state(name: str, method: str) -> int:
     """Bytes of a model's frozen weights, and of what trains: weights, gradients and AdamW's moments."""
     found = sizes(name, method)
-    return found.frozen_bytes + STATE * found.trained_bytes
+    return state_bytes(found.frozen_bytes, found.trained_bytes)
 
 
 def activations(name: str, method: str, rows: int, length: int, *, checkpoints: bool, frozen: float = 0.0) -> float:
@@ -107,13 +104,10 @@ def activations(name: str, method: str, rows: int, length: int, *, checkpoints: 
     """
     config = ALL[name]
     layer = saved(name, method, rows, length)
-    if checkpoints:
-        kept = config.num_hidden_layers * rows * length * config.hidden_size * 2 + layer
-    else:
-        idle = saved(name, method, rows, length, frozen=True) if frozen else 0
-        kept = config.num_hidden_layers * ((1 - frozen) * layer + frozen * idle)
-    logit = LOGIT + (CAPPED_LOGIT if getattr(config, "final_logit_softcapping", None) else 0)
-    return kept + logit * rows * length * config.vocab_size
+    if frozen and not checkpoints:
+        layer = (1 - frozen) * layer + frozen * saved(name, method, rows, length, frozen=True)
+    kept = kept_by_layers(config, layer, rows * length, checkpoints=checkpoints)
+    return kept + rows * length * logits(config)
 
 
 def needed(name: str, method: str, rows: int, length: int, *, checkpoints: bool = False) -> float:
@@ -171,7 +165,7 @@ def savings_table() -> str:
     rows = []
     for name in MODELS:
         plain = sizes(name, "LoRA").frozen_bytes
-        bases = [plain, *(scaling.quantized(plain, linears(name), load_in) for load_in in scaling.LOADED)]
+        bases = [plain, *(quantized(plain, linears(name), load_in) for load_in in LOADED)]
         selecting, between = (
             activations(name, "RoSA", ROWS, LENGTH, checkpoints=False, frozen=k) for k in (0.0, 1 - scaling.K_RATIO)
         )
@@ -181,7 +175,7 @@ def savings_table() -> str:
     head = [
         "model",
         "base in bfloat16",
-        *(f"in {load_in}" for load_in in scaling.LOADED),
+        *(f"in {load_in}" for load_in in LOADED),
         "RoSA between selections saves",
     ]
     head += [f"ZeRO-1 on {RANKS} GPUs saves: RoSA", "LoRA"]

@@ -26,7 +26,7 @@ from benchmarks.roae_variants import load
 from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.storage.settings import load_settings
 from rosa.training.data import IGNORED_LABEL, load_rows, tokenize
-from rosa.training.finetune import _split
+from rosa.training.job_data import split
 
 ROOT = Path(__file__).parent.parent
 MODEL = "runs/smollm2/SmolLM2-135M-Instruct"
@@ -47,7 +47,7 @@ class Problem(NamedTuple):
 def held_out(model: str) -> list[Problem]:
     """The problems that the study's runs with SEED have not learnt."""
     settings = load_settings(ROOT / "configs" / "smollm2" / "train_arithmetic.yaml")
-    _, rows = _split(load_rows(settings["data"]), settings["val_size"], SEED)
+    _, rows = split(load_rows(settings["data"]), settings["val_size"], SEED)
     examples = tokenize(rows, load_tokenizer(model), max_length=settings["max_length"])
     return [Problem(example["input_ids"], example["labels"]) for example in examples]
 

@@ -19,10 +19,11 @@ if __name__ == "__main__":
     os.environ.setdefault("TRITON_INTERPRET", "1")
     os.environ.setdefault("ROSA_BACKEND", "triton")
 
-from benchmarks import paper, scaling
+from benchmarks import paper
 from benchmarks.paper_counts import ALL, linears, sizes
 from benchmarks.paper_printed import table
 from benchmarks.report import fill
+from rosa.training.memory import CONTEXT, GIB, LOADED, STATE, quantized
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "quantized.md"
 MODELS = ("Qwen2.5-7B", "Llama-3.1-8B", "Gemma-2-9B", "Qwen2.5-14B")
@@ -42,7 +43,7 @@ def kept_inputs(name: str, load_in: str) -> int:
 def state(name: str, load_in: str) -> float:
     """Bytes of the base, and of what trains."""
     found = sizes(name, METHOD)
-    return scaling.quantized(found.frozen_bytes, linears(name), load_in) + paper.STATE * found.trained_bytes
+    return quantized(found.frozen_bytes, linears(name), load_in) + STATE * found.trained_bytes
 
 
 def activations(name: str, load_in: str, rows: int, length: int, *, checkpoints: bool) -> float:
@@ -55,17 +56,17 @@ def activations(name: str, load_in: str, rows: int, length: int, *, checkpoints:
 def most_rows(name: str, load_in: str, length: int, *, checkpoints: bool) -> int:
     """Rows of a length that a micro-batch can have on the card."""
     one, two = (activations(name, load_in, rows, length, checkpoints=checkpoints) for rows in (1, 2))
-    room = paper.CARD - paper.CONTEXT - state(name, load_in) - one
+    room = paper.CARD - CONTEXT - state(name, load_in) - one
     return max(0, math.floor(room / (two - one)) + 1)
 
 
 def quantized_table() -> str:
     rows = []
     for name in MODELS:
-        for load_in in scaling.LOADED:
-            base = scaling.quantized(sizes(name, METHOD).frozen_bytes, linears(name), load_in)
+        for load_in in LOADED:
+            base = quantized(sizes(name, METHOD).frozen_bytes, linears(name), load_in)
             rows.append([
-                name, load_in, f"{base / paper.GIB:.2f}", f"{(state(name, load_in) - base) / paper.GIB:.2f}",
+                name, load_in, f"{base / GIB:.2f}", f"{(state(name, load_in) - base) / GIB:.2f}",
                 *(
                     most_rows(name, load_in, length, checkpoints=checkpoints)
                     for length in (LENGTH, LONGEST)

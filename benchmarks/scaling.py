@@ -23,6 +23,7 @@ from benchmarks.presets import PRESETS
 from benchmarks.report import fill
 from benchmarks.results import COUNTED, read
 from rosa.models.decoder import decoder_layers
+from rosa.training.memory import GIB, LOGIT, state_bytes
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "scaling.md"
 GPUS = (1, 8, 64, 1024)
@@ -39,9 +40,7 @@ MODELS = {
         num_key_value_heads=8, head_dim=256, tie_word_embeddings=True,
     ),
 }  # fmt: skip
-MB, GIB = 1e6, 2**30
-# Bytes of a weight in `--load_in`: LLM.int8; NF4 with a scale of 8 bits for 64 weights, and one of 32 for 256 scales.
-LOADED = {"8bit": 1.0, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
+MB = 1e6
 
 
 class Sizes(NamedTuple):
@@ -120,16 +119,12 @@ def memory(model: Sizes, gpus: int, saved_per_token: tuple[int, int], *, vocabul
     """Bytes on a GPU, estimated: parameters; of those that train, gradients and AdamW's two moments; what
     every layer saves for backward, half of the layers trained and half frozen; the logits and their gradients (14 bytes
     a token and word); under FSDP2 two gathered layers and the embeddings and head beside the shards."""
-    kept = model.besides + model.layers * (model.layer + 3 * model.gradients)
+    trained = model.layers * model.gradients
+    kept = state_bytes(model.besides + model.layers * model.layer - trained, trained)
     if sharded:
         kept = kept / gpus + (2 * model.layer + model.besides) * (gpus > 1)
     activations = TOKENS * model.layers * sum(saved_per_token) / 2
-    return kept + activations + 14 * TOKENS * vocabulary
-
-
-def quantized(frozen: int, linears: int, load_in: str) -> float:
-    """Bytes of a base's frozen weights with those of its decoder's linear layers, which are so many, quantized."""
-    return frozen - linears * (2 - LOADED[load_in])
+    return kept + activations + LOGIT * TOKENS * vocabulary
 
 
 def build(config) -> nn.Module:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-import weakref
 
 if __name__ == "__main__":
     # The launches are counted, and none takes place: no GPU is needed for the kernels to be chosen.
@@ -35,6 +34,7 @@ import rosa
 from benchmarks import liger
 from benchmarks.providers import enhance
 from benchmarks.results import COUNTED, environment, write
+from rosa.training.memory import saved_bytes
 
 TOKENS = (16, 32)  # the cost of a token is the difference
 SHAPE = dict(
@@ -78,13 +78,6 @@ def _is_view(out: object, args: tuple) -> bool:
     return out is not args[0] and out.untyped_storage()._cdata == args[0].untyped_storage()._cdata
 
 
-class _Saved:
-    """A tensor saved for backward, alive as long as the graph holds it."""
-
-    def __init__(self, tensor: Tensor):
-        self.tensor = tensor
-
-
 def forward(layer: nn.Module, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
     """One pass through a decoder layer: its output, and the bytes that its graph saves, parameters aside.
 
@@ -93,18 +86,9 @@ def forward(layer: nn.Module, hidden_states: Tensor, position_embeddings: tuple[
         hidden_states (Tensor): its input `[batch, seq, hidden_size]`, which requires gradients.
         position_embeddings (tuple of Tensor): cos and sin `[1, seq, head_dim]`.
     """
-    parameters = {p.untyped_storage()._cdata for p in layer.parameters()}
-    held: weakref.WeakSet[_Saved] = weakref.WeakSet()
-
-    def pack(t: Tensor) -> _Saved:
-        held.add(saved := _Saved(t))
-        return saved
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
-        out = layer(hidden_states, position_embeddings=position_embeddings, attention_mask=None)
-    # What belongs to a part of the graph that was dropped again is no longer held.
-    storages = {s._cdata: s.nbytes() for s in (saved.tensor.untyped_storage() for saved in held)}
-    return out, sum(n for storage, n in storages.items() if storage not in parameters)
+    return saved_bytes(
+        layer, lambda: layer(hidden_states, position_embeddings=position_embeddings, attention_mask=None)
+    )
 
 
 def measure(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rosa.training.dry_run import dry_run
 from rosa.training.finetune import finetune
 from rosa.training.finetune_arguments import parse
 from rosa.training.processes import leave_process_groups
@@ -14,10 +15,13 @@ from rosa.training.watching import PICTURE_NAME, summary
 def run(argv: list[str]) -> None:
     """Run `rosa train ...`."""
     job, args = parse(argv)
-    trainer = finetune(job, args)
-    if trainer.is_world_process_zero():
-        _draw(trainer.state.log_history, Path(args.output_dir) / PICTURE_NAME)
-        print(summary(trainer, job.load_in))
+    if job.dry_run:
+        dry_run(job, args)
+    else:
+        trainer = finetune(job, args)
+        if trainer.is_world_process_zero():
+            _draw(trainer.state.log_history, Path(args.output_dir) / PICTURE_NAME)
+            print(summary(trainer, job.load_in))
     leave_process_groups()
 
 

@@ -18,8 +18,10 @@ from rosa.training.methods import OURS, ROSA
 BASE = "base"  # the row of the model as it is
 GRID = "learning_rates"
 
-# Options of `rosa train` that the comparison gives each cell itself.
+# Options of `rosa train` that the comparison gives each cell itself, and those of other data than it trains on, which
+# is instructions that are read whole.
 _OF_THE_CELL = {"config", "help", "model", "output", "seed", "resume", "overwrite"}
+_OF_OTHER_DATA = {"data_format", "data_split", "data_config", "data_revision", "streaming", "dry_run"}
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,7 @@ def _base_name(model: str) -> str:
 
 def _converted(given: dict[str, Any], file: Path) -> dict[str, Any]:
     train, methods = (mapping_or_file(given.get(name), name, file.parent) for name in ("train", "methods"))
-    options = option_names() - _OF_THE_CELL
+    options = option_names() - _OF_THE_CELL - _OF_OTHER_DATA
     check_keys(train, options | {"seed"}, "train")  # the seed of a single run, where `train` is a file
     methods = {name: mapping(value, f"methods: {name}") for name, value in methods.items()}
     for name, value in methods.items():

@@ -1,8 +1,7 @@
-"""The training job behind `rosa train`: instruction data and a model in, an adapter out."""
+"""The training job behind `rosa train`: data and a model in, an adapter out."""
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,7 +9,6 @@ from pathlib import Path
 
 from transformers import (
     DataCollatorForSeq2Seq,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
     TrainerCallback,
@@ -20,15 +18,17 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rosa.adapters.folder import has_adapter, refuse_model_folder, remove_adapter
-from rosa.adapters.pretrained import load_model, load_tokenizer, quantization_of
+from rosa.adapters.pretrained import load_model, quantization_of
 from rosa.storage.locking import alone_in
-from rosa.training.data import load_rows, tokenize
 from rosa.training.finetune_arguments import FinetuneArguments
+from rosa.training.job_data import prepare
 from rosa.training.methods import OURS, attach, callbacks, resumes, trainable
 from rosa.training.padding import epoch_padding
 from rosa.training.padding_free import RowsApart, flattening
+from rosa.training.prompt_form import save_form
 from rosa.training.resuming import changes, checkpoints, fault, is_finished, last_checkpoint, made_with, unsaved_told
 from rosa.training.selective_trainer import SelectiveTrainer
 from rosa.training.trainer import RosaTrainer
@@ -66,25 +66,17 @@ def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrain
     config, settings = job.config, job.peft_settings
     if job.load_in is not None:
         quantization_of(job.model, job.load_in)  # which may not be possible, before any row is read
-    rows = load_rows(job.data)
-    train_rows, val_rows = _split(rows, job.val_size, args.seed)
-    tokenizer = load_tokenizer(job.model)
-    train_data, val_data = (_examples(rows, tokenizer, job) for rows in (train_rows, val_rows))
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if args.dataloader_drop_last and len(train_data) < args.train_batch_size * args.world_size:
-        raise ValueError(
-            f"--dataloader_drop_last leaves nothing to train on: {len(train_data)} rows are less than a batch of "
-            f"{args.train_batch_size * args.world_size}"
-        )
-    made = made_with(job, args, rows) if args.should_save else None  # by one process: it reads the whole base
+    data = prepare(job, args)
+    if args.process_index == 0:
+        print(data.summary)
+    made = made_with(job, args, data.identity()) if args.should_save else None  # by one process: it reads all of it
     if job.resume and made is not None:
         _tell_start(output, checkpoint, changes(checkpoint, made) if checkpoint else None)
 
     set_seed(args.seed)  # before the adapter draws its first weights
     base = load_model(job.model, load_in=job.load_in, attn_implementation=job.attn_implementation)
     model = attach(base, job.method, config=config, settings=settings)
-    collator = flattening(model) if job.padding_free else DataCollatorForSeq2Seq(tokenizer)
+    collator = flattening(model) if job.padding_free else DataCollatorForSeq2Seq(data.tokenizer)
     checks = [RowsApart(collator)] if job.padding_free else []
     trainer_class = RosaTrainer if job.method in OURS else SelectiveTrainer
     with ExitStack() as lock, _missing_packages_told():
@@ -95,11 +87,16 @@ def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrain
             norm_learning_rate=job.norm_learning_rate,
             response_logits=job.response_logits,
             made_with=made,
-            train_dataset=train_data,
-            eval_dataset=val_data,
+            train_dataset=data.train,
+            eval_dataset=data.validation,
             data_collator=collator,
-            processing_class=tokenizer,
-            callbacks=[*callbacks(job.method), *checks, _TakeOutput(job, checkpoint, lock)],
+            processing_class=data.tokenizer,
+            callbacks=[
+                *callbacks(job.method),
+                *checks,
+                _TakeOutput(job, checkpoint, lock),
+                _KeepPromptForm(data.form.prompts),
+            ],
         )
         for theirs in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(theirs)
@@ -107,30 +104,18 @@ def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrain
         if trainer.is_world_process_zero():
             number, total = trainable(model)
             print(f"trainable params: {number:,} || all params: {total:,} || trainable%: {100 * number / total:.4f}")
-            print(f"padding: {epoch_padding(trainer):.1%} of the tokens{', left out' if job.padding_free else ''}")
+            if not job.streaming:
+                print(f"padding: {epoch_padding(trainer):.1%} of the tokens{', left out' if job.padding_free else ''}")
         set_seed(args.seed)  # methods have drawn different numbers by now; batches and dropout are to be the same
         trainer.train(resume_from_checkpoint=checkpoint)
         with unsaved_told(output, output):
+            if args.should_save:
+                save_form(output, data.form.prompts)  # before the adapter: nobody is to read that without it
             trainer.save_model()
             trainer.save_state()
     if trainer.is_world_process_zero():
         print(f"adapter saved in {output}")
     return trainer
-
-
-def _examples(rows: list[dict], tokenizer: PreTrainedTokenizerBase, job: FinetuneArguments):
-    if not rows:
-        return None
-    return tokenize(rows, tokenizer, max_length=job.max_length, train_on_prompt=job.train_on_prompt)
-
-
-def _split(rows: list[dict], val_size: int, seed: int) -> tuple[list[dict], list[dict]]:
-    """The rows to train on and, drawn at random, the `val_size` rows to hold out."""
-    if not 0 <= val_size < len(rows):
-        raise ValueError(f"val_size must leave at least one of the {len(rows)} rows to train on, got {val_size}")
-    held_out = set(random.Random(seed).sample(range(len(rows)), val_size))
-    train = [row for index, row in enumerate(rows) if index not in held_out]
-    return train, [rows[index] for index in sorted(held_out)]
 
 
 def _starting_point(output: Path, *, resume: bool, overwrite: bool) -> str | None:
@@ -196,6 +181,17 @@ class _TakeOutput(TrainerCallback):
             remove_adapter(output)
         for checkpoint in checkpoints(output) if self.job.overwrite else []:
             shutil.rmtree(checkpoint)
+
+
+class _KeepPromptForm(TrainerCallback):
+    """Writes into every checkpoint how prompts are written."""
+
+    def __init__(self, form: str):
+        self.form = form
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if args.should_save:
+            save_form(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", self.form)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from rosa.adapters.config import ADAPTER_DTYPES, VARIANTS, AdapterConfig, RoadCo
 from rosa.models.quantizing import LOAD_IN
 from rosa.selection.scored_layers import SCORES
 from rosa.storage.settings import as_arguments, check_keys, load_settings, mapping
+from rosa.training.data_forms import DATA_FORMS
 from rosa.training.methods import METHODS, OURS, ROAD, ROSA
 from rosa.training.selecting import default_score, selects
 
@@ -65,7 +66,17 @@ class FinetuneArguments:
     _argument_group_name = "RoSA"
 
     model: str = field(metadata={"help": "folder or Hub name of the base model"})
-    data: str = field(metadata={"help": ".json or .jsonl file with instruction, input, output; or a dataset's name"})
+    data: str = field(
+        metadata={
+            "help": ".json, .jsonl, .csv or .parquet file, a folder of such files, or a dataset's name on the hub"
+        }
+    )
+    data_format: Literal[DATA_FORMS] | None = _option(None, "what the rows are; default: found out by their columns")
+    data_split: str | None = _option(None, "split of a dataset of the hub; default: train")
+    data_config: str | None = _option(None, "configuration of a dataset of the hub")
+    data_revision: str | None = _option(None, "branch, tag or commit of a dataset of the hub")
+    streaming: bool = _option(False, "read the rows as they are needed instead of all of them first; needs --max_steps")
+    dry_run: bool = _option(False, "show what would be learnt and the memory that takes, and do not train")
     val_size: int = _option(0, "rows held out for evaluation (paper: 300)")
     max_length: int = _option(2048, "tokens after which a row is cut off")
     method: Literal[METHODS] = _option(
@@ -201,6 +212,12 @@ def parse(argv: list[str]) -> tuple[FinetuneArguments, TrainingArguments]:
         parser.error("--resume takes the place of --resume_from_checkpoint")
     if given["save_only_model"] and given["resume"]:
         parser.error("--resume needs what --save_only_model leaves out of checkpoints: leave out one of the two")
+    if given["streaming"] and given["max_steps"] <= 0:
+        parser.error("--streaming needs --max_steps: how many rows there are is not known before they are read")
+    if given["streaming"] and given["train_sampling_strategy"] != "random":
+        parser.error(
+            "--streaming takes rows as they come, and --train_sampling_strategy needs all of them: leave out one"
+        )
     _check_read(parser, words, given)
     _check_range(given)
     del given["config"]  # read above

@@ -33,8 +33,9 @@ _OF_THE_DISK = ("PytorchStreamWriter", "inline_container", "iostream error", "(o
 # Not of the run but of one process of it, or compared in another form: the base and the data by digest, DeepSpeed's
 # file by its contents, the batch by the rows of a step, so that it may be shared out over other processes.
 _NOT_COMPARED = {
-    "model", "data", "output_dir", "resume", "overwrite", "resume_from_checkpoint", "local_rank", "deepspeed",
-    "per_device_train_batch_size", "gradient_accumulation_steps",
+    "model", "data", "data_format", "data_split", "data_config", "data_revision", "dry_run", "output_dir", "resume",
+    "overwrite", "resume_from_checkpoint", "local_rank", "deepspeed", "per_device_train_batch_size",
+    "gradient_accumulation_steps",
 }  # fmt: skip
 
 # What a run may go on with in another form than it began; all else decides what is learnt.
@@ -135,13 +136,13 @@ def unsaved_told(what: Path, run: str | os.PathLike) -> Iterator[None]:
         ) from error
 
 
-def made_with(job: FinetuneArguments, args: TrainingArguments, rows: Sequence[dict]) -> dict[str, Any]:
+def made_with(job: FinetuneArguments, args: TrainingArguments, rows: Sequence[Any]) -> dict[str, Any]:
     """What a run is made with, as its checkpoints know it: digests of the base and of the rows, and every setting.
 
     Args:
         job (FinetuneArguments): this package's part of the settings.
         args (TrainingArguments): transformers' part; tokens are masked.
-        rows (sequence of dict): all that is trained on or held out.
+        rows (sequence): all that is trained on or held out, or what stands for it, as `JobData.identity` has it.
 
     Raises:
         OSError, ValueError: the base is not there.

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from benchmarks import paper, paper_counts, paper_printed, quantized, scaling
+from benchmarks import paper, paper_counts, paper_printed, quantized
 from benchmarks.report import fill
 from benchmarks.results import COUNTED, read
 from rosa.evaluation.tasks import TASKS
 from rosa.training.data import load_rows, prompt
+from rosa.training.memory import LOADED
 from rosa.training.methods import BASELINES, attach
 from tests.conftest import HAS_GPU
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
@@ -55,7 +56,7 @@ def test_the_document_of_quantized_bases_has_the_table_that_its_program_makes():
 
 @in_the_interpreter
 @pytest.mark.parametrize("checkpoints", [False, True])
-@pytest.mark.parametrize("load_in", scaling.LOADED)
+@pytest.mark.parametrize("load_in", LOADED)
 def test_one_row_more_of_a_quantized_base_would_not_fit(load_in, checkpoints):
     name, room = "Qwen2.5-7B", paper.CARD - paper.CONTEXT - quantized.state("Qwen2.5-7B", load_in)
     most = quantized.most_rows(name, load_in, quantized.LONGEST, checkpoints=checkpoints)

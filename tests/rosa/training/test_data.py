@@ -85,7 +85,7 @@ def test_jsonl_file_is_read_past_blank_lines_byte_order_mark_and_line_separators
             "row 1: `output` holds half a surrogate pair at character 3",
         ),
         ("a.json", "[" * 100_000 + "]" * 100_000, "nested too deeply"),
-        ("a.csv", "instruction,output\n", "must be a .json or .jsonl file"),
+        ("a.txt", "instruction,output\n", "must be a .json, .jsonl, .csv or .parquet file"),
     ],
 )
 def test_bad_data_is_named_with_its_place(tmp_path, name, text, message):
