@@ -30,6 +30,7 @@ from rosa.selection.optimizer import DynamicLayerSelection
 from rosa.selection.zero import layer_groups
 
 if TYPE_CHECKING:
+    from rosa.training.loading import load
     from rosa.training.trainer import RosaTrainer
 
 __version__ = "0.1.0"
@@ -54,6 +55,7 @@ __all__ = [
     "is_composed",
     "is_patched",
     "layer_groups",
+    "load",
     "load_adapter",
     "load_composition",
     "merge",
@@ -78,4 +80,8 @@ def __getattr__(name: str):
         from rosa.training.trainer import RosaTrainer
 
         return RosaTrainer
+    if name == "load":
+        from rosa.training.loading import load
+
+        return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

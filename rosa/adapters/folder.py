@@ -31,6 +31,10 @@ CONFIG_NAME = "rosa_config.json"
 PEFT_CONFIG_NAME = "adapter_config.json"  # peft's, and RoSA's in older folders
 CARD_NAME = "README.md"
 NOTE_NAME = "config.json"
+FORM_NAME = "prompt_form.json"  # how its prompts are written, where `rosa train` trained it
+TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt", "*.model",
+)  # fmt: skip
 
 ADAPTER_TYPE = "rosa"
 FORMAT_VERSION = 1
@@ -156,7 +160,8 @@ def remove_adapter(folder: Path) -> None:
 
 
 def local_folder(source: str | os.PathLike, revision: str | None = None, token: str | None = None) -> Path:
-    """The folder of an adapter, RoSA's or peft's; one on the hub is fetched first.
+    """The folder of an adapter, RoSA's or peft's; one on the hub is fetched first, with its tokenizer and the form of
+    its prompts.
 
     Args:
         source (path or str): a folder, or a repository of the Hugging Face hub ("user/name").
@@ -171,7 +176,7 @@ def local_folder(source: str | os.PathLike, revision: str | None = None, token: 
     name = os.fspath(source)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         try:
-            files = [WEIGHTS_NAME, CONFIG_NAME, PEFT_CONFIG_NAME]
+            files = [WEIGHTS_NAME, CONFIG_NAME, PEFT_CONFIG_NAME, FORM_NAME, *TOKENIZER_FILES]
             return Path(snapshot_download(name, allow_patterns=files, revision=revision, token=token))
         except Exception as error:
             raise FileNotFoundError(f"{name} is neither a folder here nor to be had from the hub: {error}") from error

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -17,9 +17,16 @@ from rosa.storage.parsing import parse_object
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+
 
 def load_model(
-    name: str | os.PathLike, dtype: str = "auto", *, attn_implementation: str | None = None
+    name: str | os.PathLike,
+    dtype: str = "auto",
+    *,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    device_map: Any = None,
 ) -> PreTrainedModel:
     """A causal language model.
 
@@ -28,6 +35,8 @@ def load_model(
         dtype (str): of its parameters; "auto" as they were saved.
         attn_implementation (str, optional): attention back end; None takes that of its configuration, or transformers'
             choice.
+        revision (str, optional): branch, tag or commit on the hub; None is "main".
+        device_map (str or dict, optional): as transformers takes it; None leaves the model on the CPU.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -38,14 +47,22 @@ def load_model(
 
     _refuse_patched(Path(name))
     with _faults_told(name, "model"):
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation=attn_implementation)
+        return AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, attn_implementation=attn_implementation, revision=revision or "main",
+            device_map=device_map,
+        )  # fmt: skip
 
 
-def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str | os.PathLike, *, revision: str | None = None, beside: Iterable[Path] = ()
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a model.
 
     Args:
         name (str or path): folder or Hub name of the model.
+        revision (str, optional): branch, tag or commit on the hub; None is "main".
+        beside (iterable of Path): folders of adapters; the first that holds a tokenizer gives it, as the adapter was
+            trained with that.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -53,8 +70,10 @@ def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    with _faults_told(name, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(name)
+    of_adapter = next((folder for folder in beside if (folder / _TOKENIZER_CONFIG).is_file()), None)
+    name = name if of_adapter is None else of_adapter
+    with _faults_told(name, "tokenizer", refuses_adapters=of_adapter is None):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=(of_adapter is None and revision) or "main")
     files, folder = set(tokenizer.vocab_files_names.values()), Path(name)
     # transformers makes an empty one where there are no files.
     if folder.is_dir() and files and not any((folder / file).is_file() for file in {*files, "tokenizer.json"}):
@@ -79,12 +98,12 @@ def _refuse_patched(folder: Path) -> None:
 
 
 @contextmanager
-def _faults_told(name: str | os.PathLike, what: str) -> Iterator[None]:
+def _faults_told(name: str | os.PathLike, what: str, *, refuses_adapters: bool = True) -> Iterator[None]:
     folder = Path(name)
     looks_like_a_path = os.fspath(name).startswith((".", "/", "~")) or os.fspath(name).count("/") > 1
     if looks_like_a_path and not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {name} to load a {what} from")
-    if has_adapter(folder):  # which transformers would load on top of whatever base it names
+    if refuses_adapters and has_adapter(folder):  # which transformers would load on top of whatever base it names
         raise ValueError(
             f"{name} holds an adapter: give the model that it was made for, and this folder as the adapter"
         )
