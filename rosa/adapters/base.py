@@ -1,4 +1,4 @@
-"""Which base an adapter was made for: what is written beside it, and found again by those who have the adapter alone."""
+"""Which base an adapter was made for: written beside it, and found again by those who have the adapter alone."""
 
 from __future__ import annotations
 

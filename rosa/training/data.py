@@ -57,17 +57,23 @@ def load_rows(data: str, split: str = "train", *, target: str | None = "output")
         ValueError: the data holds no rows, is not in this form, or a field is missing or not a string; the message
             names the place.
     """
-    path = Path(data)
-    if path.suffix in (".json", ".jsonl"):
-        numbered = _json_rows(path) if path.suffix == ".json" else _jsonl_rows(path)
-    elif path.exists():
-        raise ValueError(f"{data}: training data must be a .json or .jsonl file or the name of a dataset")
-    else:
-        numbered = _numbered(dataset_rows(data, split))
-    rows = [_checked(row, f"{data}, {place}", target) for place, row in numbered]
+    rows = [instruction_row(row, f"{data}, {place}", target) for place, row in read_rows(data, split)]
     if not rows:
         raise ValueError(f"{data} holds no rows")
     return rows
+
+
+def read_rows(data: str, split: str = "train") -> Iterator[tuple[str, object]]:
+    """The rows of a file or a dataset as they come, each behind its place in words.
+
+    Args, Raises: those of `load_rows`, but for what it finds in a row.
+    """
+    path = Path(data)
+    if path.suffix in (".json", ".jsonl"):
+        return _json_rows(path) if path.suffix == ".json" else _jsonl_rows(path)
+    if path.exists():
+        raise ValueError(f"{data}: training data must be a .json or .jsonl file or the name of a dataset")
+    return _numbered(dataset_rows(data, split))
 
 
 def dataset_rows(
@@ -209,7 +215,8 @@ def _parse(text: str, path: str, first_line: int = 1) -> object:
         raise ValueError(f"{path} holds lists or objects that are nested too deeply to be read") from error
 
 
-def _checked(row: object, place: str, target: str | None) -> dict:
+def instruction_row(row: object, place: str, target: str | None) -> dict:
+    """A row of `load_rows`, checked; the errors name its place."""
     required = ("instruction",) if target is None else ("instruction", target)
     if not isinstance(row, dict):
         names = " and ".join(f"`{field}`" for field in required)
