@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import rosa
 from rosa.commands import parser
@@ -95,10 +95,8 @@ class _Terminal:
 
     def run(self) -> None:
         """Until Ctrl-D or /quit."""
-        try:
+        with suppress(ImportError):  # of Windows
             import readline  # noqa: F401 (gives `input` a history and the arrow keys)
-        except ImportError:  # on Windows
-            pass
         names = [name for name in self.chosen.folders if name != ALONE]
         adapters = ", ".join(names) or ", ".join(map(str, self.chosen.folders.values())) or "none"
         self._tell(f"base     {self.chosen.base.name}\nadapter  {adapters}")
