@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from rosa.adapters.card import MARK, model_card
@@ -114,7 +114,7 @@ def write_adapter(folder: Path, description: dict[str, Any], tensors: dict[str, 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         contents = {}
-        if not card.exists() or _is_our_card(card):
+        if not card.exists() or is_our_card(card.read_bytes()):
             contents[card] = model_card(description, tensors).encode("utf-8")
         if not note.exists() or is_note(note.read_bytes()):
             contents[note] = (json.dumps(NOTE, indent=2) + "\n").encode("utf-8")
@@ -141,8 +141,9 @@ def write_peft_adapter(folder: Path, config: dict[str, Any], tensors: dict[str, 
         replace_files({folder / PEFT_CONFIG_NAME: content, folder / WEIGHTS_NAME: weights})
         (folder / CONFIG_NAME).unlink(missing_ok=True)  # of the adapter that was here, as are the next two
         _remove_note(folder)
-        if _is_our_card(folder / CARD_NAME):
-            (folder / CARD_NAME).unlink()
+        card = folder / CARD_NAME
+        if card.is_file() and is_our_card(card.read_bytes()):
+            card.unlink()
     except OSError as error:
         raise OSError(f"the adapter could not be saved in {folder}: {error}. One that was there is whole") from error
 
@@ -212,6 +213,20 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{config} is damaged: {error}") from error
 
 
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a folder says of its adapter, RoSA's or peft's, and the adapter's tensors by the names in the file.
+
+    Raises:
+        FileNotFoundError: a file of the adapter is missing.
+        ValueError: it is damaged; the message names the file.
+    """
+    description = read_description(folder)
+    try:
+        return description, load_file(folder / WEIGHTS_NAME)
+    except SafetensorError as error:
+        raise AdapterError(f"{folder / WEIGHTS_NAME} is truncated or no safetensors file: {error}") from error
+
+
 def refuse_model_folder(folder: Path) -> None:
     """Raises ValueError where a folder holds a model, among whose files no others must stand."""
     names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
@@ -253,8 +268,9 @@ def _remove_note(folder: Path) -> None:
         note.unlink()
 
 
-def _is_our_card(card: Path) -> bool:
-    return card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
+def is_our_card(content: bytes) -> bool:
+    """Whether a README.md is the card that RoSA writes."""
+    return MARK.encode() in content
 
 
 def _files(folder: Path) -> tuple[Path, Path]:
