@@ -155,7 +155,7 @@ def has_adapter(folder: str | os.PathLike) -> bool:
 
 def remove_adapter(folder: Path) -> None:
     """Removes the adapter in a folder, RoSA's or peft's, whole or in part, if there is one; not its card."""
-    for name in (WEIGHTS_NAME, CONFIG_NAME, PEFT_CONFIG_NAME):
+    for name in (WEIGHTS_NAME, CONFIG_NAME, PEFT_CONFIG_NAME, FORM_NAME):
         (folder / name).unlink(missing_ok=True)
     _remove_note(folder)
 

@@ -9,7 +9,8 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from rosa.evaluation.generation import check_text, evaluating, stop_ids
-from rosa.training.prompt_form import CHAT, chat_ids, question_ids
+from rosa.training.asking import chat_ids, question_ids
+from rosa.training.prompt_form import CHAT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -21,8 +21,9 @@ from rosa.evaluation.tasks import Task
 from rosa.evaluation.tasks.answers import read_truth
 from rosa.storage.digest import digest, tokenizer_digest
 from rosa.storage.locking import alone_in
+from rosa.training.asking import question_ids
 from rosa.training.data import prompt
-from rosa.training.prompt_form import INSTRUCTION, question_ids
+from rosa.training.prompt_form import INSTRUCTION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -32,7 +32,7 @@ def answer(
         model (PreTrainedModel): a causal language model.
         tokenizer (PreTrainedTokenizerBase): its tokenizer.
         prompts (sequence of str or of token ids): the texts to continue, verbatim, or their ids; see
-            `rosa.training.data.prompt` and `rosa.training.prompt_form.question_ids`.
+            `rosa.training.data.prompt` and `rosa.training.asking.question_ids`.
         adapters (sequence of str or None, optional): the adapter of each prompt, as `rosa.adapters_by_row` takes them;
             None answers all as the model is.
         max_new_tokens (int): most tokens to generate for a prompt.

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rosa.evaluation.generation import check_text
-from rosa.training.data import instruction_row, read_rows, read_text
-from rosa.training.prompt_form import CHAT, INSTRUCTION, chat_ids, question_ids
+from rosa.training.asking import chat_ids, question_ids
+from rosa.training.data import check_instruction, read_rows, read_text
+from rosa.training.prompt_form import CHAT, INSTRUCTION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-ROLES = ("system", "user", "assistant")
 
 
 def load_questions(data: str) -> list[dict[str, Any]]:
@@ -34,7 +33,7 @@ def load_questions(data: str) -> list[dict[str, Any]]:
     if Path(data).suffix == ".txt":
         lines = read_text(Path(data)).split("\n")
         return [{"prompt": line.rstrip("\r")} for line in lines if line.strip()]
-    rows = [_checked(row, f"{data}, {place}") for place, row in read_rows(data)]
+    rows = [_checked(row, place) for place, row in read_rows(data)]
     if not rows:
         raise ValueError(f"{data} holds no rows")
     return rows
@@ -76,7 +75,7 @@ def question(row: Mapping[str, Any], form: str | None, tokenizer: PreTrainedToke
 
 def _checked(row: object, place: str) -> dict[str, Any]:
     if not isinstance(row, dict) or "instruction" in row or not {"prompt", "messages"} & row.keys():
-        return instruction_row(row, place, None)
+        return check_instruction(row, place, None)
     if "prompt" in row:
         _check_string(row["prompt"], f"{place}: `prompt`")
         return row
@@ -84,8 +83,8 @@ def _checked(row: object, place: str) -> dict[str, Any]:
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{place}: `messages` must be a list of turns, got {messages!r}")
     for number, turn in enumerate(messages):
-        if not isinstance(turn, dict) or turn.get("role") not in ROLES:
-            raise ValueError(f"{place}: turn {number} must have a `role` ({', '.join(ROLES)}), got {turn!r}")
+        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+            raise ValueError(f"{place}: turn {number} must have `role` and `content`, got {turn!r}")
         _check_string(turn.get("content"), f"{place}: `content` of turn {number}")
     if messages[-1]["role"] != "user":
         raise ValueError(f"{place}: the last turn must be the user's, and is the {messages[-1]['role']}'s")

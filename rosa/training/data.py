@@ -57,7 +57,7 @@ def load_rows(data: str, split: str = "train", *, target: str | None = "output")
         ValueError: the data holds no rows, is not in this form, or a field is missing or not a string; the message
             names the place.
     """
-    rows = [instruction_row(row, f"{data}, {place}", target) for place, row in read_rows(data, split)]
+    rows = [check_instruction(row, place, target) for place, row in read_rows(data, split)]
     if not rows:
         raise ValueError(f"{data} holds no rows")
     return rows
@@ -70,10 +70,12 @@ def read_rows(data: str, split: str = "train") -> Iterator[tuple[str, object]]:
     """
     path = Path(data)
     if path.suffix in (".json", ".jsonl"):
-        return _json_rows(path) if path.suffix == ".json" else _jsonl_rows(path)
-    if path.exists():
+        numbered = _json_rows(path) if path.suffix == ".json" else _jsonl_rows(path)
+    elif path.exists():
         raise ValueError(f"{data}: training data must be a .json or .jsonl file or the name of a dataset")
-    return _numbered(dataset_rows(data, split))
+    else:
+        numbered = _numbered(dataset_rows(data, split))
+    return ((f"{data}, {place}", row) for place, row in numbered)
 
 
 def dataset_rows(
@@ -215,7 +217,7 @@ def _parse(text: str, path: str, first_line: int = 1) -> object:
         raise ValueError(f"{path} holds lists or objects that are nested too deeply to be read") from error
 
 
-def instruction_row(row: object, place: str, target: str | None) -> dict:
+def check_instruction(row: object, place: str, target: str | None) -> dict:
     """A row of `load_rows`, checked; the errors name its place."""
     required = ("instruction",) if target is None else ("instruction", target)
     if not isinstance(row, dict):
