@@ -14,7 +14,7 @@ from rosa.adapters.disk import load_adapter
 from rosa.adapters.folder import local_folder, read_description
 from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.commands import DTYPES
-from rosa.training.methods import load_trained
+from rosa.training.loading import put_on
 from rosa.training.prompt_form import read_form
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def load(chosen: Chosen, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeniz
         tokenizer = load_tokenizer(chosen.base.name, revision=chosen.base.revision, beside=folders.values())
         model = load_model(chosen.base.name, dtype, revision=chosen.base.revision)
     if ALONE in folders:
-        model = load_trained(model, folders[ALONE])
+        model = put_on(model, folders[ALONE])
     else:
         for name, folder in folders.items():
             load_adapter(model, folder, name)

@@ -66,13 +66,18 @@ def load(
             revision=found.revision,
             device_map=device_map,
         )
-    model = load_composition(model, folder) if is_composition else _with_adapter(model, folder)
+    model = load_composition(model, folder) if is_composition else put_on(model, folder)
     if device_map is None:
         model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model.eval(), tokenizer
 
 
-def _with_adapter(model: nn.Module, folder: Path) -> nn.Module:
+def put_on(model: nn.Module, folder: Path) -> nn.Module:
+    """The base with the adapter in a folder, RoSA's or peft's.
+
+    Raises:
+        ValueError: the adapter is damaged or does not fit the base.
+    """
     if not is_peft(folder):
         return load_adapter(model, folder)
     from rosa.training.methods import load_trained  # which needs peft

@@ -1,4 +1,4 @@
-"""`rosa chat`, `generate`, `evaluate` and `push` on an adapter alone: they find its base and the form of its prompts."""
+"""`rosa chat`, `generate`, `evaluate` and `push` on an adapter alone: they find its base and how it is asked."""
 
 import io
 import json
