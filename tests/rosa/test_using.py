@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
@@ -161,6 +162,35 @@ def test_in_a_pipe_the_answer_alone_is_printed(folder, tmp_path):
     pid = os.posix_spawn("/bin/sh", ["sh", "-c", command], environment)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert (tmp_path / "answer").read_bytes() == b"no it is not\n"
+
+
+class Typed(io.StringIO):
+    """What is typed at a terminal, while what is printed goes elsewhere."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("form", [CHAT, PLAIN])
+def test_an_adapter_of_peft_is_talked_to_likewise_and_silenced(folder, form, tmp_path, capsys, monkeypatch):
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    asked = [question_ids(form, tokenizer, ASK)]
+    expected = answer(base, tokenizer, asked, max_new_tokens=6)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj", "o_proj"]))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path)
+    save_form(tmp_path, form)
+    expected = answer(model, tokenizer, asked, max_new_tokens=6) + expected
+    assert expected[0] != expected[1]
+    monkeypatch.setattr(sys, "stdin", Typed(f"{ASK}\n/base\n/adapter\n/reset\n/base\n"))
+    main(["chat", "--adapter", str(tmp_path), "--max-new-tokens", "6"])
+    printed = capsys.readouterr()
+    assert printed.out == "".join(f"{text}\n" for text in expected)
+    assert ("continued as it stands, without history" in printed.err) == (form == PLAIN)
+    assert "there is nothing to switch" in printed.err and "nothing was asked yet" in printed.err
 
 
 def test_chat_asks_in_the_adapters_form(folder, used, in_form, capsys, monkeypatch):

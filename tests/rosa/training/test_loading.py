@@ -1,18 +1,22 @@
 """rosa.load: the base, the tokenizer and the adapter, found by the adapter's own files."""
 
 import json
+import runpy
 import shutil
+import sys
+from pathlib import Path
 
 import peft
 import pytest
 import torch
-from transformers import pipeline
 
 import rosa
 from rosa.adapters.base import Base, find_base
 from rosa.adapters.folder import read_description
+from rosa.training.data import prompt
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
 IDS = torch.arange(3, 12)[None]
 
 
@@ -127,12 +131,12 @@ def test_a_composition_is_loaded_with_no_task_chosen(base, tmp_path):
     assert description["base_model_name_or_path"] == str(base)
 
 
-def test_what_is_loaded_goes_into_a_pipeline_as_it_is(base, tmp_path):
+def test_what_is_loaded_goes_into_a_pipeline_as_it_is(base, tmp_path, monkeypatch, capsys):
     expected = saved("road", base, tmp_path)
-    model, tokenizer = rosa.load(tmp_path)
-    generator = pipeline("text-generation", model=model, tokenizer=tokenizer)
-    (answer,) = generator("one two", max_new_tokens=8, do_sample=False, return_full_text=False)
-    ids = tokenizer("one two", return_tensors="pt")["input_ids"]
+    tokenizer = rosa.load(tmp_path)[1]
+    ids = tokenizer(prompt("one two"), return_tensors="pt")["input_ids"]
     new = expected.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
-    assert answer["generated_text"] == tokenizer.decode(new, skip_special_tokens=True)
-    assert rosa.is_patched(generator.model)
+    arguments = ["--adapter", str(tmp_path), "--instruction", "one two", "--max-new-tokens", "8"]
+    monkeypatch.setattr(sys, "argv", ["pipeline.py", *arguments])
+    runpy.run_path(str(EXAMPLES / "pipeline.py"), run_name="__main__")
+    assert capsys.readouterr().out == tokenizer.decode(new, skip_special_tokens=True) + "\n"
