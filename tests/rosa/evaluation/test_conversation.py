@@ -1,7 +1,6 @@
 """A conversation: what is asked, what is remembered, and how an answer comes."""
 
 import pytest
-import torch
 
 from rosa.evaluation.conversation import Conversation
 from rosa.evaluation.generation import answer
@@ -86,10 +85,8 @@ def test_sampling_is_as_it_is_asked_for(model, tokenizer, monkeypatch):
 
 def test_white_space_around_an_answer_is_not_said(model, tokenizer, monkeypatch):
     def generate(streamer, **_):
-        streamer.put(torch.zeros(1, 3))  # the prompt
-        for token in tokenizer(" \n one two \n\n three \n ")["input_ids"]:
-            streamer.put(torch.tensor([token]))
-        streamer.end()
+        for piece in (" \n", " one ", "two \n", "\n three", " \n", " "):
+            streamer.on_finalized_text(piece)
 
     monkeypatch.setattr(model, "generate", generate)
     assert said(Conversation(model, tokenizer, form=PLAIN).ask, "one") == "one two \n\n three"
