@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rosa.selection.algorithm import Selection
     from rosa.selection.optimizer import DynamicLayerSelection
     from rosa.selection.zero import layer_groups
+    from rosa.training.loading import load
     from rosa.training.trainer import RosaTrainer
 
 __version__ = "0.2.0"
@@ -53,6 +54,7 @@ __all__ = [
     "is_composed",
     "is_patched",
     "layer_groups",
+    "load",
     "load_adapter",
     "load_composition",
     "merge",
@@ -93,6 +95,7 @@ _HOMES = {
     "is_composed": "rosa.composition.compose",
     "is_patched": "rosa.adapters.record",
     "layer_groups": "rosa.selection.zero",
+    "load": "rosa.training.loading",
     "load_adapter": "rosa.adapters.disk",
     "load_composition": "rosa.composition.disk",
     "merge": "rosa.adapters.merging",

@@ -11,8 +11,10 @@ from importlib import import_module
 COMMANDS = {
     "train": "fine-tune a model with RoSA, RoAd or a method of peft's",
     "compare": "train and test several methods with several seeds, in one table",
-    "generate": "answer an instruction with a model and an adapter",
+    "chat": "talk to an adapter in the terminal",
+    "generate": "answer an instruction, or a file of them, with an adapter",
     "evaluate": "measure accuracy on benchmarks and tasks of your own",
+    "push": "upload an adapter to the Hugging Face hub, with a model card",
     "inspect": "measure queries and keys by frequency, show a run's layer selection or a RoAd adapter's angles",
     "demo": "train a small model end to end",
     "kernels": "compile the kernels for a choice of GPUs and show their figures",

@@ -53,7 +53,7 @@ def load_adapter(
     """
     folder = local_folder(source, revision, token)
     with open_peft_road(folder, model) if is_peft(folder) else open_adapter(folder) as stored:
-        config = _config(stored.description, source)
+        config = adapter_config(stored.description, source)
         _check_base(model, config, stored.description, source)
         record = patched(model)[1] if is_patched(model) else None
         known = record is not None and adapter_name in record.adapters
@@ -90,7 +90,12 @@ def load_adapter(
     return model
 
 
-def _config(description: dict[str, Any], source: str | os.PathLike) -> AdapterConfig:
+def adapter_config(description: dict[str, Any], source: str | os.PathLike) -> AdapterConfig:
+    """The configuration of an adapter of RoSA's by its description.
+
+    Raises:
+        AdapterError: it is of another format version, of an unknown method, or unusable.
+    """
     version = description.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
         raise AdapterError(

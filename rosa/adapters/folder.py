@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from rosa.adapters.card import MARK, model_card
@@ -31,6 +31,10 @@ CONFIG_NAME = "rosa_config.json"
 PEFT_CONFIG_NAME = "adapter_config.json"  # peft's, and RoSA's in older folders
 CARD_NAME = "README.md"
 NOTE_NAME = "config.json"
+FORM_NAME = "prompt_form.json"  # how its prompts are written, where `rosa train` trained it
+TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt", "*.model",
+)  # fmt: skip
 
 ADAPTER_TYPE = "rosa"
 FORMAT_VERSION = 1
@@ -110,7 +114,7 @@ def write_adapter(folder: Path, description: dict[str, Any], tensors: dict[str, 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         contents = {}
-        if not card.exists() or _is_our_card(card):
+        if not card.exists() or is_our_card(card.read_bytes()):
             contents[card] = model_card(description, tensors).encode("utf-8")
         if not note.exists() or is_note(note.read_bytes()):
             contents[note] = (json.dumps(NOTE, indent=2) + "\n").encode("utf-8")
@@ -137,8 +141,9 @@ def write_peft_adapter(folder: Path, config: dict[str, Any], tensors: dict[str, 
         replace_files({folder / PEFT_CONFIG_NAME: content, folder / WEIGHTS_NAME: weights})
         (folder / CONFIG_NAME).unlink(missing_ok=True)  # of the adapter that was here, as are the next two
         _remove_note(folder)
-        if _is_our_card(folder / CARD_NAME):
-            (folder / CARD_NAME).unlink()
+        card = folder / CARD_NAME
+        if card.is_file() and is_our_card(card.read_bytes()):
+            card.unlink()
     except OSError as error:
         raise OSError(f"the adapter could not be saved in {folder}: {error}. One that was there is whole") from error
 
@@ -150,13 +155,14 @@ def has_adapter(folder: str | os.PathLike) -> bool:
 
 def remove_adapter(folder: Path) -> None:
     """Removes the adapter in a folder, RoSA's or peft's, whole or in part, if there is one; not its card."""
-    for name in (WEIGHTS_NAME, CONFIG_NAME, PEFT_CONFIG_NAME):
+    for name in (WEIGHTS_NAME, CONFIG_NAME, PEFT_CONFIG_NAME, FORM_NAME):
         (folder / name).unlink(missing_ok=True)
     _remove_note(folder)
 
 
 def local_folder(source: str | os.PathLike, revision: str | None = None, token: str | None = None) -> Path:
-    """The folder of an adapter, RoSA's or peft's; one on the hub is fetched first.
+    """The folder of an adapter, RoSA's or peft's; one on the hub is fetched first, with its tokenizer and the form of
+    its prompts.
 
     Args:
         source (path or str): a folder, or a repository of the Hugging Face hub ("user/name").
@@ -171,7 +177,7 @@ def local_folder(source: str | os.PathLike, revision: str | None = None, token: 
     name = os.fspath(source)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         try:
-            files = [WEIGHTS_NAME, CONFIG_NAME, PEFT_CONFIG_NAME]
+            files = [WEIGHTS_NAME, CONFIG_NAME, PEFT_CONFIG_NAME, FORM_NAME, *TOKENIZER_FILES]
             return Path(snapshot_download(name, allow_patterns=files, revision=revision, token=token))
         except Exception as error:
             raise FileNotFoundError(f"{name} is neither a folder here nor to be had from the hub: {error}") from error
@@ -205,6 +211,20 @@ def read_description(folder: Path) -> dict[str, Any]:
         return parse_object(config.read_bytes())
     except ValueError as error:
         raise ValueError(f"{config} is damaged: {error}") from error
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a folder says of its adapter, RoSA's or peft's, and the adapter's tensors by the names in the file.
+
+    Raises:
+        FileNotFoundError: a file of the adapter is missing.
+        ValueError: it is damaged; the message names the file.
+    """
+    description = read_description(folder)
+    try:
+        return description, load_file(folder / WEIGHTS_NAME)
+    except SafetensorError as error:
+        raise AdapterError(f"{folder / WEIGHTS_NAME} is truncated or no safetensors file: {error}") from error
 
 
 def refuse_model_folder(folder: Path) -> None:
@@ -248,8 +268,9 @@ def _remove_note(folder: Path) -> None:
         note.unlink()
 
 
-def _is_our_card(card: Path) -> bool:
-    return card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
+def is_our_card(content: bytes) -> bool:
+    """Whether a README.md is the card that RoSA writes."""
+    return MARK.encode() in content
 
 
 def _files(folder: Path) -> tuple[Path, Path]:

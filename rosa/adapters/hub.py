@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,11 +12,25 @@ from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from torch import nn
 
-from rosa.adapters.card import MARK, PAPERS
-from rosa.adapters.folder import CARD_NAME, NOTE_NAME, PEFT_CONFIG_NAME, is_note, model_file
+from rosa.adapters.card import PAPERS, model_card
+from rosa.adapters.disk import adapter_config
+from rosa.adapters.folder import (
+    CARD_NAME,
+    CONFIG_NAME,
+    FORM_NAME,
+    NOTE_NAME,
+    PEFT_CONFIG_NAME,
+    TOKENIZER_FILES,
+    WEIGHTS_NAME,
+    is_note,
+    is_our_card,
+    is_peft,
+    model_file,
+    read_adapter,
+)
 from rosa.adapters.plan import method_of
-from rosa.adapters.record import patched
-from rosa.adapters.saving import save_adapter
+from rosa.adapters.run_figures import run_figures
+from rosa.adapters.saving import not_finite, save_adapter
 
 
 def push_to_hub(
@@ -28,7 +44,7 @@ def push_to_hub(
     revision: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Pushes an adapter and its model card to a repository of the hub, which is made if need be.
+    """Pushes an adapter of a model and its model card to a repository of the hub, which is made if need be.
 
     An adapter there is replaced; a model card that RoSA did not write stays. `load_adapter(model, repo_id)` loads what
     was pushed.
@@ -55,28 +71,86 @@ def push_to_hub(
         ConnectionError: the hub cannot be reached.
         HfHubHTTPError: another answer of the hub.
     """
+    check_target(repo_id, revision, create_pr)
+    with TemporaryDirectory() as folder:
+        save_adapter(model, folder, adapter_name)
+        return _push(
+            Path(folder), repo_id, private=private, token=token, commit_message=commit_message, revision=revision,
+            create_pr=create_pr,
+        )  # fmt: skip
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Pushes the adapter in a folder, RoSA's or peft's, without its base: with its tokenizer, the form of its prompts,
+    and a model card that has the figures of its run; checkpoints and all else in the folder stay where they are.
+
+    Args, Returns, Raises: those of `push_to_hub`, a folder in place of the model; and
+        FileNotFoundError: there is no adapter in the folder.
+        ValueError: the adapter is damaged, or what the folder says of its run is.
+    """
+    check_target(repo_id, revision, create_pr)
+    return _push(
+        Path(folder), repo_id, private=private, token=token, commit_message=commit_message, revision=revision,
+        create_pr=create_pr, replaces=(FORM_NAME,),
+    )  # fmt: skip
+
+
+def check_target(repo_id: str, revision: str | None, create_pr: bool) -> None:
+    """Raises ValueError where this is no place to push to."""
     validate_repo_id(repo_id)
     if create_pr and revision is not None:
         raise ValueError(f"create_pr asks for a pull request to the main branch, revision for a commit on {revision!r}")
+
+
+def _push(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None,
+    token: str | None,
+    commit_message: str | None,
+    revision: str | None,
+    create_pr: bool,
+    replaces: tuple[str, ...] = (),
+) -> str:
+    description, tensors = read_adapter(folder)
+    if is_peft(folder):
+        title = str(description.get("peft_type"))
+    else:
+        title = PAPERS[method_of(adapter_config(description, folder))].title
+    broken = not_finite(tensors)
+    if broken:
+        raise FloatingPointError(f"{broken}, so the adapter in {folder} was not pushed")
+    card = model_card(description, tensors, source=repo_id, figures=run_figures(folder))
     api = HfApi(token=token)
-    with TemporaryDirectory() as folder:
-        save_adapter(model, folder, adapter_name)
-        if commit_message is None:
-            method = method_of(patched(model)[1].adapter(adapter_name).config)
-            commit_message = f"Upload a {PAPERS[method].title} adapter"
+    with TemporaryDirectory() as made:
+        staged = Path(made)
+        _stage(folder, staged, card)
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
-            for name in _files_of_others(api, repo_id, revision):
-                Path(folder, name).unlink()
+            others = _files_of_others(api, repo_id, revision)
+            for name in others:
+                (staged / name).unlink(missing_ok=True)
+            of_adapter = {CONFIG_NAME, PEFT_CONFIG_NAME, NOTE_NAME, *replaces} - {*others}
             commit = api.upload_folder(
                 repo_id=repo_id,
-                folder_path=folder,
-                commit_message=commit_message,
+                folder_path=staged,
+                commit_message=commit_message or f"Upload a {title} adapter",
                 revision=revision,
                 create_pr=create_pr,
-                delete_patterns=PEFT_CONFIG_NAME,  # of the adapter that was there
+                # Of the adapter that was there.
+                delete_patterns=[name for name in of_adapter if not (staged / name).exists()],
             )
         except HfHubHTTPError as error:
             if error.response.status_code not in (401, 403):
@@ -90,6 +164,26 @@ def push_to_hub(
         except Exception as error:  # the HTTP client's, whose package differs between versions of huggingface_hub
             raise ConnectionError(f"{repo_id} could not be pushed to {api.endpoint}: {error}") from error
     return commit.pr_url or commit.commit_url
+
+
+def _stage(folder: Path, staged: Path, card: str) -> None:
+    """Puts what is to be pushed of an adapter's folder into another one."""
+    names = (WEIGHTS_NAME, CONFIG_NAME, PEFT_CONFIG_NAME, FORM_NAME, *TOKENIZER_FILES)
+    files = {file for name in names for file in folder.glob(name) if file.is_file()}
+    note, own_card = folder / NOTE_NAME, folder / CARD_NAME
+    if note.is_file() and is_note(note.read_bytes()):
+        files.add(note)
+    if own_card.is_file() and not _is_written_by_a_program(own_card.read_bytes()):
+        files.add(own_card)
+    else:
+        (staged / CARD_NAME).write_text(card, encoding="utf-8")
+    for file in files:
+        shutil.copy(file, staged / file.name)
+
+
+def _is_written_by_a_program(card: bytes) -> bool:
+    """Whether it is our card, or what peft writes for somebody to fill in."""
+    return is_our_card(card) or b"[More Information Needed]" in card
 
 
 def _files_of_others(api: HfApi, repo_id: str, revision: str | None) -> list[str]:
@@ -110,5 +204,5 @@ def _files_of_others(api: HfApi, repo_id: str, revision: str | None) -> list[str
         file = model_file(there, lambda: read(NOTE_NAME))
         if file is not None:
             raise ValueError(f"{repo_id} on the hub holds a model ({file}): choose another repository for the adapter")
-        ours = {CARD_NAME: lambda content: MARK.encode() in content, NOTE_NAME: is_note}
+        ours = {CARD_NAME: _is_written_by_a_program, NOTE_NAME: is_note}
         return [name for name, is_ours in ours.items() if name in there and not is_ours(read(name))]

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from rosa.adapters.base import NAME, REVISION, describe_origin
 from rosa.adapters.config import ALL_LINEAR, RoadConfig
 from rosa.adapters.folder import FORMAT_VERSION, WEIGHTS_NAME, StoredAdapter, read_description
-from rosa.adapters.plan import base_name, describe_base, method_of, unwrapped
+from rosa.adapters.plan import describe_base, method_of, unwrapped
 from rosa.adapters.record import Adapter, is_patched, patched
 from rosa.adapters.road import Pairing, Road
 from rosa.adapters.road_plan import NEIGHBOURS, chosen_sites
@@ -63,7 +64,7 @@ def open_peft_road(folder: Path, model: nn.Module) -> Iterator[StoredAdapter]:
             description = {
                 "format_version": FORMAT_VERSION,
                 "method": method_of(config),
-                "base_model_name_or_path": theirs.get("base_model_name_or_path"),
+                **{field: theirs.get(field) for field in (NAME, REVISION)},
                 "base": describe_base(model, config),
                 "config": asdict(config),
             }
@@ -90,7 +91,7 @@ def peft_config(model: nn.Module, adapter: Adapter) -> dict[str, Any]:
         raise ValueError(f"peft's RoAd is for torch.nn.Linear, and {transposed} is a Conv1D: save it without as_peft")
     group, owner = _one_group(roads), patched(model)[0]
     return {
-        "base_model_name_or_path": base_name(model),
+        **describe_origin(owner),
         "group_size": group,
         "inference_mode": True,
         "init_weights": True,

@@ -119,11 +119,6 @@ def describe_base(model: nn.Module, config: AdapterConfig) -> dict[str, int | st
     return METHODS[name].describe(unwrapped(model))
 
 
-def base_name(model: nn.Module) -> str | None:
-    """The name or path that the patched model was loaded from, as far as it has one."""
-    return getattr(getattr(patched(model)[0], "config", None), "name_or_path", None) or None
-
-
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside PEFT's wrapper, or torch.compile's, DDP's or DeepSpeed's, which are modules with one child."""
     from transformers import PreTrainedModel  # takes seconds, and by now it has been imported

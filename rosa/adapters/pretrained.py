@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+
 
 def load_model(
     name: str | os.PathLike,
@@ -26,6 +28,8 @@ def load_model(
     *,
     load_in: str | None = None,
     attn_implementation: str | None = None,
+    revision: str | None = None,
+    device_map: Any = None,
 ) -> PreTrainedModel:
     """A causal language model.
 
@@ -36,6 +40,8 @@ def load_model(
             leaves them as they were saved.
         attn_implementation (str, optional): attention back end; None takes that of its configuration, or transformers'
             choice.
+        revision (str, optional): branch, tag or commit on the hub; None is "main".
+        device_map (str or dict, optional): as transformers takes it; None leaves the model on the CPU.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -46,19 +52,21 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     _refuse_patched(Path(name))
-    settings = {"dtype": dtype, "attn_implementation": attn_implementation}
+    settings = {"dtype": dtype, "attn_implementation": attn_implementation, "device_map": device_map}
+    settings["revision"] = revision or "main"
     if load_in is not None:
-        settings["quantization_config"] = quantization_of(name, load_in)
+        settings["quantization_config"] = quantization_of(name, load_in, revision)
     with _faults_told(name, "model"):
         return AutoModelForCausalLM.from_pretrained(name, **settings)
 
 
-def quantization_of(name: str | os.PathLike, load_in: str) -> QuantizationConfigMixin:
+def quantization_of(name: str | os.PathLike, load_in: str, revision: str | None = None) -> QuantizationConfigMixin:
     """How transformers is to quantize a base: of the base itself its configuration alone is read.
 
     Args:
         name (str or path): folder or Hub name.
         load_in (str): "4bit" or "8bit".
+        revision (str, optional): branch, tag or commit on the hub; None is "main".
 
     Raises:
         FileNotFoundError, ValueError, ImportError: as `load_model` does for what is wrong with this.
@@ -66,18 +74,23 @@ def quantization_of(name: str | os.PathLike, load_in: str) -> QuantizationConfig
     from transformers import AutoConfig
 
     with _faults_told(name, "model"):
-        found = getattr(AutoConfig.from_pretrained(name), "quantization_config", None)
+        found = getattr(AutoConfig.from_pretrained(name, revision=revision or "main"), "quantization_config", None)
     if found is not None:
         method = found.get("quant_method") if isinstance(found, dict) else found.quant_method
         raise ValueError(f"{name} was saved quantized ({method}), so load_in {load_in} has nothing to do: leave it out")
     return quantization(load_in)
 
 
-def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str | os.PathLike, *, revision: str | None = None, beside: Iterable[Path] = ()
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a model.
 
     Args:
         name (str or path): folder or Hub name of the model.
+        revision (str, optional): branch, tag or commit on the hub; None is "main".
+        beside (iterable of Path): folders of adapters; the first that holds a tokenizer gives it, as the adapter was
+            trained with that.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -85,8 +98,10 @@ def load_tokenizer(name: str | os.PathLike) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    with _faults_told(name, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(name)
+    of_adapter = next((folder for folder in beside if (folder / _TOKENIZER_CONFIG).is_file()), None)
+    name = name if of_adapter is None else of_adapter
+    with _faults_told(name, "tokenizer", refuses_adapters=of_adapter is None):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=(of_adapter is None and revision) or "main")
     files, folder = set(tokenizer.vocab_files_names.values()), Path(name)
     # transformers makes an empty one where there are no files.
     if folder.is_dir() and files and not any((folder / file).is_file() for file in {*files, "tokenizer.json"}):
@@ -111,12 +126,12 @@ def _refuse_patched(folder: Path) -> None:
 
 
 @contextmanager
-def _faults_told(name: str | os.PathLike, what: str) -> Iterator[None]:
+def _faults_told(name: str | os.PathLike, what: str, *, refuses_adapters: bool = True) -> Iterator[None]:
     folder = Path(name)
     looks_like_a_path = os.fspath(name).startswith((".", "/", "~")) or os.fspath(name).count("/") > 1
     if looks_like_a_path and not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {name} to load a {what} from")
-    if has_adapter(folder):  # which transformers would load on top of whatever base it names
+    if refuses_adapters and has_adapter(folder):  # which transformers would load on top of whatever base it names
         raise ValueError(
             f"{name} holds an adapter: give the model that it was made for, and this folder as the adapter"
         )

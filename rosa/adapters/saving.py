@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from rosa.adapters.base import describe_origin
 from rosa.adapters.folder import (
     ADAPTER_TYPE,
     FORMAT_VERSION,
@@ -19,7 +20,7 @@ from rosa.adapters.folder import (
     write_peft_adapter,
 )
 from rosa.adapters.peft_road import in_peft_order, peft_config
-from rosa.adapters.plan import base_name, method_of
+from rosa.adapters.plan import method_of
 from rosa.adapters.record import patched
 from rosa.models.sharding import gathered, is_partitioned, whole
 
@@ -47,7 +48,8 @@ def save_adapter(
         OSError: the files cannot be written.
         Nothing is written then, and an adapter that was there is whole.
     """
-    adapter = patched(model)[1].adapter(adapter_name)
+    owner, record = patched(model)
+    adapter = record.adapter(adapter_name)
     if any(tensor.is_meta for tensor in adapter.tensors().values()):
         raise ValueError("this model is on the meta device: its adapter has no values to save")
     folder = Path(folder)
@@ -67,7 +69,7 @@ def save_adapter(
         "adapter_type": ADAPTER_TYPE,
         "format_version": FORMAT_VERSION,
         "method": method_of(adapter.config),
-        "base_model_name_or_path": base_name(model),
+        **describe_origin(owner),
         "base": adapter.base,
         "config": asdict(adapter.config),
     }

@@ -5,25 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
-
-from rosa.adapters.folder import local_folder, read_description, refuse_model_folder
-from rosa.adapters.pretrained import load_model, load_tokenizer
-from rosa.commands import DTYPES, add_load_in, parser
+from rosa.adapters.folder import refuse_model_folder
+from rosa.commands import parser
+from rosa.commands.adapters import ALONE, add_model_options, choose, load
 from rosa.evaluation.evaluate import evaluate, fingerprint
 from rosa.evaluation.tasks import find_tasks, load_test_rows
 from rosa.storage.digest import base_digest, digest
 from rosa.storage.files import replace_text
-from rosa.training.methods import load_trained
+from rosa.training.prompt_form import INSTRUCTION
 
 
 def run(argv: list[str]) -> None:
     """Run `rosa evaluate ...`."""
     options = parser("evaluate", "Answer the test rows of tasks greedily, and report the accuracy.")
-    options.add_argument("--model", required=True, help="folder or Hub name of the base model")
-    options.add_argument(
-        "--adapter", help="folder or Hub name of an adapter, RoSA's, RoAd's or peft's; the bare model if not given"
-    )
+    add_model_options(options)
     options.add_argument(
         "--tasks", required=True, help="commonsense, arithmetic, or names of tasks with commas between"
     )
@@ -42,8 +37,6 @@ def run(argv: list[str]) -> None:
     options.add_argument("--batch-size", "--batch_size", type=int, default=8, help="default: %(default)s")
     options.add_argument("--max-new-tokens", "--max_new_tokens", type=int, default=256, help="default: %(default)s")
     options.add_argument("--limit", type=int, help="only the first rows of each task; default: all")
-    options.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype of the model; default: as it was saved")
-    add_load_in(options)
     options.add_argument("--overwrite", action="store_true", help="discard earlier predictions for these tasks")
     args = options.parse_args(argv)
     for name in ("batch_size", "max_new_tokens", "limit"):
@@ -52,27 +45,24 @@ def run(argv: list[str]) -> None:
             options.error(f"argument --{name.replace('_', '-')}: must be at least 1, got {value}")
 
     tasks = {task: load_test_rows(task, args.data_dir)[: args.limit] for task in find_tasks(args.tasks, args.data_dir)}
-    adapter = None if args.adapter is None else local_folder(args.adapter)
+    chosen = choose(options, args)
     # What is not in the weights, such as alpha.
-    adapter_config = None if adapter is None else digest(read_description(adapter))
+    adapter_config = digest(chosen.descriptions[ALONE]) if args.adapter is not None else None
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output {args.output} is not a folder")
     refuse_model_folder(args.output)
 
-    tokenizer = load_tokenizer(args.model)
-    model = load_model(args.model, dtype=args.dtype, load_in=args.load_in)
-    if adapter is not None:
-        model = load_trained(model, adapter)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = load(chosen, args.dtype, args.load_in)
     evaluation = evaluate(
         model,
         tokenizer,
         tasks,
         args.output,
+        form=chosen.form or INSTRUCTION,
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
         made_with={
-            "model": base_digest(args.model),
+            "model": base_digest(*chosen.base),
             "adapter": adapter_config,
             "weights": fingerprint(model),
             **({} if args.load_in is None else {"load_in": args.load_in}),  # of some quantized weights it sees no value
@@ -80,5 +70,5 @@ def run(argv: list[str]) -> None:
         overwrite=args.overwrite,
     )
     print(evaluation.table())
-    settings = {"model": args.model, "adapter": args.adapter, "max_new_tokens": args.max_new_tokens}
+    settings = {"model": chosen.base.name, "adapter": args.adapter, "max_new_tokens": args.max_new_tokens}
     replace_text(args.output / "results.json", json.dumps({**settings, **evaluation.to_dict()}, indent=2) + "\n")

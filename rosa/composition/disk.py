@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from rosa.adapters.base import describe_origin
 from rosa.adapters.folder import refuse_model_folder
 from rosa.composition.compose import Composition, compose, composed
 from rosa.composition.division import Division, plan_division
@@ -38,18 +39,19 @@ def save_composition(model: nn.Module, folder: str | os.PathLike) -> None:
         OSError: the files cannot be written.
         Nothing is written then, and a composition that was there is whole.
     """
-    record = composed(model)[1]
+    owner, record = composed(model)
     folder = Path(folder)
     refuse_model_folder(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(record).items()}
     broken = _not_finite(tensors)
     if broken:
         raise FloatingPointError(f"{broken}, so the composition was not saved; what was in {folder} is as it was")
-    text = json.dumps({"format_version": FORMAT_VERSION, **record.division._asdict()}, indent=2)
+    description = {"format_version": FORMAT_VERSION, **describe_origin(owner), **record.division._asdict()}
+    text = json.dumps(description, indent=2)
     folder.mkdir(parents=True, exist_ok=True)
-    description = (text + "\n").encode("utf-8")
+    copy = (text + "\n").encode("utf-8")
     # The weights last, which makes it the new composition.
-    replace_files({folder / DESCRIPTION_NAME: description, folder / WEIGHTS_NAME: save(tensors, metadata={_KEY: text})})
+    replace_files({folder / DESCRIPTION_NAME: copy, folder / WEIGHTS_NAME: save(tensors, metadata={_KEY: text})})
 
 
 def load_composition(model: nn.Module, folder: str | os.PathLike) -> nn.Module:
@@ -69,15 +71,8 @@ def load_composition(model: nn.Module, folder: str | os.PathLike) -> nn.Module:
         Nothing is changed after an error.
     """
     file = Path(folder) / WEIGHTS_NAME
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} holds no composition: {WEIGHTS_NAME} is missing")
-    try:
-        with safe_open(file, framework="pt") as stored:
-            text = (stored.metadata() or {}).get(_KEY, "")
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise AdapterError(f"{file} is truncated or no safetensors file: {error}") from error
-    division = _division(model, text, file)
+    description, tensors = _read(file)
+    division = _division(model, description, file)
     wrong = _mismatch(tensors, division)
     if wrong:
         raise AdapterError(f"the weights in {file} do not fit its description: {wrong}")
@@ -91,17 +86,37 @@ def load_composition(model: nn.Module, folder: str | os.PathLike) -> nn.Module:
     return model
 
 
+def read_composition(folder: str | os.PathLike) -> dict[str, Any]:
+    """What a folder says of its composition.
+
+    Raises:
+        FileNotFoundError, AdapterError: as `load_composition` does.
+    """
+    return _read(Path(folder) / WEIGHTS_NAME)[0]
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file.parent} holds no composition: {file.name} is missing")
+    try:
+        with safe_open(file, framework="pt") as stored:
+            text = (stored.metadata() or {}).get(_KEY, "")
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise AdapterError(f"{file} is truncated or no safetensors file: {error}") from error
+    try:
+        return parse_object(text), tensors
+    except ValueError as error:
+        raise AdapterError(f"{file} carries no description of a composition: {error}") from error
+
+
 def _tensors(record: Composition) -> dict[str, Tensor]:
     rotations = record.rotations.items()
     return {f"layers.{n}.{name}": tensor for n, rotation in rotations for name, tensor in rotation.named_parameters()}
 
 
-def _division(model: nn.Module, text: str, file: Path) -> Division:
+def _division(model: nn.Module, description: dict[str, Any], file: Path) -> Division:
     """The division that a file describes, which must be one that the model can have."""
-    try:
-        description = parse_object(text)
-    except ValueError as error:
-        raise AdapterError(f"{file} carries no description of a composition: {error}") from error
     version = description.get("format_version")
     if version != FORMAT_VERSION:
         raise AdapterError(f"{file} has format version {version!r}, this RoSA reads {FORMAT_VERSION}")

@@ -21,7 +21,9 @@ from rosa.evaluation.tasks import Task
 from rosa.evaluation.tasks.answers import read_truth
 from rosa.storage.digest import digest, tokenizer_digest
 from rosa.storage.locking import alone_in
+from rosa.training.asking import question_ids
 from rosa.training.data import prompt
+from rosa.training.prompt_form import INSTRUCTION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -92,12 +94,13 @@ def evaluate(
     tasks: Mapping[Task, Sequence[dict]],
     folder: str | os.PathLike,
     *,
+    form: str = INSTRUCTION,
     max_new_tokens: int = 256,
     batch_size: int = 8,
     made_with: Mapping[str, object] | None = None,
     overwrite: bool = False,
 ) -> Evaluation:
-    """Answer the rows of tasks greedily, with the paper's prompt, and score the answers.
+    """Answer the rows of tasks greedily, and score the answers.
 
     The answers go to `folder/predictions/NAME.jsonl` batch by batch, a line for each row, and are kept with what they
     depend on (see `rosa.evaluation.predictions`). Rows that are there already are not answered again, so a run that was
@@ -112,6 +115,8 @@ def evaluate(
         tokenizer (PreTrainedTokenizerBase): its tokenizer.
         tasks (mapping of Task to sequence of dict): the rows of `rosa.evaluation.tasks.load_test_rows` for each task.
         folder (path): for the predictions; made if need be.
+        form (str): how rows are asked, one of `rosa.training.prompt_form.FORMS`: the paper's prompt, the tokenizer's
+            chat template, or as they are.
         max_new_tokens (int): most tokens of an answer.
         batch_size (int): rows decoded together. In float32 the answers do not depend on it; in 16-bit types, padding
             can round a near tie between two tokens the other way.
@@ -135,7 +140,7 @@ def evaluate(
             _check_row(task, index, row)
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     check_options(**options)
-    made_with = _made_with(model, tokenizer, max_new_tokens, made_with)
+    made_with = _made_with(model, tokenizer, form, max_new_tokens, made_with)
     folder = Path(folder) / "predictions"
     files = {task: folder / f"{task.name}.jsonl" for task in tasks}
     with alone_in(folder):
@@ -148,7 +153,8 @@ def evaluate(
         with tqdm(total=total, initial=total - left, unit="row") as bar:
             for task, rows in tasks.items():
                 bar.set_description(task.name)
-                prompts = [prompt(rows[i]["instruction"], rows[i].get("input") or "") for i in missing[task]]
+                asked = [(rows[i]["instruction"], rows[i].get("input") or "") for i in missing[task]]
+                prompts = [question_ids(form, tokenizer, *question) for question in asked]
                 with open(files[task], "a", encoding="utf-8") as file:
                     for position, text in answers(model, tokenizer, prompts, **options):
                         index = missing[task][position]
@@ -196,15 +202,21 @@ def _check_row(task: Task, index: int, row: dict) -> None:
 def _made_with(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    form: str,
     max_new_tokens: int,
     made_with: Mapping[str, object] | None,
 ) -> dict[str, object]:
     """All that predictions depend on beside the rows, as JSON gives it back."""
+    examples = [("instruction",), ("instruction", "input")]
+    if form == INSTRUCTION:
+        asked = [prompt(*example) for example in examples]
+    else:
+        asked = [form, *(question_ids(form, tokenizer, *example) for example in examples)]
     about = {
         **({"weights": fingerprint(model)} if made_with is None else made_with),
         "max_new_tokens": max_new_tokens,
         "tokenizer": tokenizer_digest(tokenizer),
         "stop": stop_ids(model, tokenizer),
-        "prompt": digest([prompt("instruction"), prompt("instruction", "input")]),
+        "prompt": digest(asked),
     }
     return json.loads(json.dumps(about))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
     adapters: Sequence[str | None] | None = None,
     max_new_tokens: int = 256,
@@ -31,7 +31,8 @@ def answer(
     Args:
         model (PreTrainedModel): a causal language model.
         tokenizer (PreTrainedTokenizerBase): its tokenizer.
-        prompts (sequence of str): the texts to continue, verbatim; see `rosa.training.data.prompt`.
+        prompts (sequence of str or of token ids): the texts to continue, verbatim, or their ids; see
+            `rosa.training.data.prompt` and `rosa.training.asking.question_ids`.
         adapters (sequence of str or None, optional): the adapter of each prompt, as `rosa.adapters_by_row` takes them;
             None answers all as the model is.
         max_new_tokens (int): most tokens to generate for a prompt.
@@ -53,7 +54,7 @@ def answer(
 def answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
     adapters: Sequence[str | None] | None = None,
     max_new_tokens: int = 256,
@@ -69,7 +70,8 @@ def answers(
     if isinstance(prompts, str):
         raise TypeError("prompts must be a sequence of strings, got one string")
     check_options(max_new_tokens, batch_size)
-    for index, text in enumerate(prompts):
+    texts = {index: text for index, text in enumerate(prompts) if isinstance(text, str)}
+    for index, text in texts.items():
         try:
             check_text(text)
         except ValueError as error:
@@ -82,7 +84,8 @@ def answers(
         return
     with _by_row(model, adapters):
         pass  # what is wrong with them is told before the first answer
-    rows = prompt_ids(prompts, tokenizer)
+    ids = iter(prompt_ids(list(texts.values()), tokenizer) if texts else [])
+    rows = [next(ids) if index in texts else list(given) for index, given in enumerate(prompts)]
     if not all(rows):
         raise ValueError(f"prompt {rows.index([])} holds no token")
     stop = stop_ids(model, tokenizer)

@@ -34,12 +34,13 @@ def file_digest(path: Path) -> str:
     return _short(content)
 
 
-def base_digest(name: str) -> str:
+def base_digest(name: str, revision: str | None = None) -> str:
     """Of a base model with its tokenizer: of the contents of all files in its folder that they are read from; of one on
     the hub its commit.
 
     Args:
         name (str): folder or Hub name.
+        revision (str, optional): branch, tag or commit on the hub; None is "main".
 
     Raises:
         OSError, ValueError: it is not there.
@@ -51,7 +52,7 @@ def base_digest(name: str) -> str:
             return digest([(path.name, found) for path, found in zip(files, pool.map(file_digest, files), strict=True)])
     from transformers import AutoConfig
 
-    return digest([name, AutoConfig.from_pretrained(name)._commit_hash])
+    return digest([name, AutoConfig.from_pretrained(name, revision=revision or "main")._commit_hash])
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from rosa.adapters.folder import FORM_NAME
 from rosa.storage.files import replace_text
 from rosa.storage.parsing import parse_object
 
 # The paper's prompt around an instruction, the tokenizer's chat template, or the text as it is.
 FORMS = INSTRUCTION, CHAT, PLAIN = ("instruction", "chat", "plain")
-FORM_NAME = "prompt_form.json"
 
 
 def save_form(folder: Path, form: str) -> None:
@@ -33,7 +33,10 @@ def read_form(folder: Path) -> str:
     file = folder / FORM_NAME
     if not file.is_file():
         return INSTRUCTION
-    form = parse_object(file.read_bytes()).get("form")
+    try:
+        form = parse_object(file.read_bytes()).get("form")
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
     if form not in FORMS:
         raise ValueError(f"{file}: the form must be one of {', '.join(FORMS)}, got {form!r}")
     return form

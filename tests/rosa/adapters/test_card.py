@@ -5,6 +5,7 @@ import torch
 from huggingface_hub import ModelCard
 
 import rosa
+from tests.rosa.tiny_qwen2 import tiny_tokenizer
 
 
 @pytest.mark.parametrize("train_norms", [False, True])
@@ -32,6 +33,7 @@ def test_the_card_of_a_rosa_adapter_says_nothing_of_road(make_patched, tmp_path)
 
 def test_what_the_card_says_to_run_runs(make_model, batch, tmp_path):
     make_model().save_pretrained(tmp_path / "base")
+    tiny_tokenizer(["some words"]).save_pretrained(tmp_path / "base")
     model = rosa.patch(make_model(), rosa.RoadConfig())
     for parameter in rosa.trainable_parameters(model):
         torch.nn.init.normal_(parameter)
@@ -41,4 +43,5 @@ def test_what_the_card_says_to_run_runs(make_model, batch, tmp_path):
     code = code.replace("path/to/this/folder", str(tmp_path / "adapter"))
     found = {}
     exec(code, found)
-    assert torch.equal(found["model"].eval()(**batch).logits, model.eval()(**batch).logits)
+    assert torch.equal(found["model"](**batch).logits, model.eval()(**batch).logits)
+    assert found["tokenizer"]("some")["input_ids"]

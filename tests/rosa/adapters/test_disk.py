@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, GlmConfig, GlmForCausalLM
 import rosa
 from rosa.adapters.plan import describe_base
 from tests.rosa import families
+from tests.rosa.tiny_qwen2 import tiny_tokenizer
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "rosa_config.json", "README.md"
 FILES = [CARD, WEIGHTS, "config.json", CONFIG]
@@ -319,6 +320,7 @@ def test_the_model_card_says_what_it_is_and_how_to_load_it(make_patched, tmp_pat
 
 def test_what_the_model_card_says_to_run_runs(make_model, make_patched, batch, tmp_path):
     make_model().save_pretrained(tmp_path / "base")
+    tiny_tokenizer(["some words"]).save_pretrained(tmp_path / "base")
     model = rosa.patch(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), rosa.RosaConfig(rank=4)).eval()
     rosa.save_adapter(model, tmp_path / "out")
     text = (tmp_path / "out" / CARD).read_text()

@@ -4,20 +4,31 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
 
+import rosa
+from rosa.training.prompt_form import save_form
+from tests.rosa.conftest import make_model
 from tests.rosa.hub_server import TOKEN, Hub
+from tests.rosa.tiny_qwen2 import tiny_tokenizer
 
+ROOT = Path(__file__).parents[3]
 OURS, THEIRS, MODEL = "me/arithmetic", "me/with-a-card", "me/a-model"
 FILES = {"README.md", "adapter_model.safetensors", "config.json", "rosa_config.json"}
 
 # In a process of its own: huggingface_hub reads its address when it is imported. Prints one line for each step.
 WORK = """
-import json, sys, torch
+import contextlib, io, json, os, sys, torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 import rosa
+from rosa.adapters.folder import local_folder
+from rosa.cli import main
+from rosa.training.prompt_form import read_form
+from tests.rosa.hub_server import TOKEN
 
 def make():
     torch.manual_seed(0)
@@ -34,8 +45,23 @@ def filled(name, value):
 def say(call):
     try:
         print(json.dumps(call()), flush=True)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         print(json.dumps([type(error).__name__, str(error)]), flush=True)
+
+def folder_pushed(name, folder, *options):
+    # By the command; gives what it prints.
+    printed = io.StringIO()
+    os.environ["HF_TOKEN"] = TOKEN
+    with contextlib.redirect_stdout(printed):
+        main(["push", folder, name, *options])
+    del os.environ["HF_TOKEN"]
+    return printed.getvalue().strip()
+
+def used(name, base):
+    # What a pushed adapter, loaded by its name, has: the sum of its parameters, its chat template and its form.
+    model, tokenizer = rosa.load(name, base=base, token=TOKEN)
+    form = read_form(local_folder(name, token=TOKEN))
+    return [sum(p.sum().item() for p in rosa.trainable_parameters(model)), tokenizer.chat_template, form]
 
 def loaded(name, **options):
     fresh = rosa.load_adapter(make(), name, **options)
@@ -70,7 +96,12 @@ def ask(hub, tmp_path_factory):
         "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
     }  # fmt: skip
     with subprocess.Popen(
-        [sys.executable, "-c", WORK], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", WORK],
+        env=environment,
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
 
         def ask(line):
@@ -163,6 +194,55 @@ def test_refusals_say_what_to_do(hub, ask):
     assert not {"me/refused", "somebody-else/model"} & set(hub.repositories)
     error, message = ask(load("me/nothing"))
     assert error == "FileNotFoundError" and "me/nothing is neither a folder here nor to be had from the hub" in message
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """As `rosa train` leaves it: an adapter of a base in a folder, and all that stands beside it."""
+    folder = tmp_path_factory.mktemp("run")
+    base, out = folder / "base", folder / "out"
+    make_model().save_pretrained(base)
+    tokenizer = tiny_tokenizer(["some words"], vocab_size=300)
+    tokenizer.save_pretrained(base)
+    rosa.save_adapter(rosa.patch(type(make_model()).from_pretrained(base), rosa.RoadConfig()), out)
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(out)
+    save_form(out, "chat")
+    (out / "trainer_state.json").write_text('{"global_step": 3, "log_history": [{"step": 1, "loss": 0.5}]}')
+    (out / "checkpoint-3").mkdir()
+    for name in ("checkpoint-3/optimizer.pt", "training_args.bin", "log.txt", ".lock"):
+        (out / name).write_bytes(b"not for the hub")
+    return folder
+
+
+def test_a_folder_is_pushed_with_all_that_using_it_takes_and_nothing_else(hub, ask, run_folder):
+    name, base, out = "me/folder", run_folder / "base", run_folder / "out"
+    url = ask(f"folder_pushed({name!r}, {str(out)!r}, '--private', '--message', 'Mine')")
+    repository = hub.repositories[name]
+    files = repository["branches"]["main"]
+    assert url.startswith(f"{hub.url}/{name}/commit/") and repository["private"]
+    assert repository["commits"] == [("main", "Mine")]
+    tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert set(files) == FILES | tokenizer | {"prompt_form.json"}
+    card = ModelCard(files["README.md"].decode())
+    assert "| training loss, first logged | 0.5000 (step 1) |" in card.text and f'rosa.load("{name}"' in card.text
+    trained = sum(p.sum().item() for p in rosa.trainable_parameters(rosa.load(out)[0]))
+    assert ask(f"used({name!r}, {str(base)!r})") == [trained, "{{ messages }}", "chat"]
+
+
+def test_a_folder_takes_the_place_of_an_adapter_of_another_kind(hub, ask, run_folder, tmp_path):
+    name = "me/replaced"
+    ask(f"folder_pushed({name!r}, {str(run_folder / 'out')!r})")
+    get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
+    ask(f"folder_pushed({name!r}, {str(tmp_path)!r})")
+    files = hub.repositories[name]["branches"]["main"]
+    adapter = {file for file in files if "token" not in file and "template" not in file}
+    assert adapter == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert b"# LORA adapter for" in files["README.md"]
+    assert hub.repositories[name]["commits"][-1] == ("main", "Upload a LORA adapter")
+    (tmp_path / "README.md").write_text("# Mine")
+    ask(f"folder_pushed({name!r}, {str(tmp_path)!r}, '--revision', 'own')")
+    assert hub.repositories[name]["branches"]["own"]["README.md"] == b"# Mine"
 
 
 def test_without_a_network(hub, ask):

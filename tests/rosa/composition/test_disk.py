@@ -43,8 +43,8 @@ def test_a_fresh_model_with_the_composition_is_the_model_that_was_saved(saved):
 
 def test_the_folder_says_how_the_model_is_divided(saved):
     assert json.loads((saved[1] / DESCRIPTION).read_text()) == {
-        "format_version": 1, "shares": {"form": 3, "skill": 13}, "layers": [1, 3], "positions": 2, "width": 32,
-        "depth": 4,
+        "format_version": 1, "base_model_name_or_path": None, "revision": None, "shares": {"form": 3, "skill": 13},
+        "layers": [1, 3], "positions": 2, "width": 32, "depth": 4,
     }  # fmt: skip
     assert {n: tuple(t.shape) for n, t in load_file(saved[1] / WEIGHTS).items()} == {
         f"layers.{n}.{name}": (16,) for n in (1, 3) for name in ("theta", "alpha")

@@ -1,0 +1,74 @@
+"""Rows that wait for an answer: what they may be, and how each is asked."""
+
+import json
+
+import pytest
+
+from rosa.evaluation.questions import check_form, load_questions, question
+from rosa.training.asking import question_ids
+from rosa.training.prompt_form import CHAT, INSTRUCTION, PLAIN
+from tests.rosa.tiny_qwen2 import tiny_tokenizer
+
+USER, ASSISTANT = {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokenizer = tiny_tokenizer(["one two three"], vocab_size=300)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
+    return tokenizer
+
+
+def test_rows_of_all_kinds_are_read(tmp_path):
+    rows = [{"instruction": "one", "id": 7}, {"prompt": "two"}, {"messages": [USER, ASSISTANT, USER]}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert load_questions(str(tmp_path / "rows.jsonl")) == [{"instruction": "one", "id": 7, "input": ""}, *rows[1:]]
+    (tmp_path / "rows.txt").write_text("one two\r\n\n  \n three \n")
+    assert load_questions(str(tmp_path / "rows.txt")) == [{"prompt": "one two"}, {"prompt": " three "}]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"input": "one"}, "row 0: has no `instruction`, only input"),
+        ({"prompt": ""}, "row 0: `prompt` must be a text, got ''"),
+        ({"prompt": "a \udc80"}, "row 0: `prompt`: .*surrogate"),
+        ({"messages": []}, "row 0: `messages` must be a list of turns"),
+        ({"messages": ["one"]}, "row 0: turn 0 must have `role` and `content`, got 'one'"),
+        ({"messages": [{"role": "user"}]}, "row 0: `content` of turn 0 must be a text, got None"),
+        ({"messages": [USER, ASSISTANT]}, "row 0: the last turn must be the user's, and is the assistant's"),
+    ],
+)
+def test_a_row_that_cannot_be_asked_is_told_by_its_place(row, message, tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    with pytest.raises(ValueError, match=message):
+        load_questions(str(tmp_path / "rows.json"))
+
+
+def test_files_without_rows_are_told(tmp_path):
+    (tmp_path / "rows.txt").write_text(" \n")
+    with pytest.raises(ValueError, match="rows.txt is empty"):
+        load_questions(str(tmp_path / "rows.txt"))
+    with pytest.raises(FileNotFoundError, match="there is no file .*other.txt"):
+        load_questions(str(tmp_path / "other.txt"))
+
+
+def test_a_row_is_asked_in_the_adapters_form_and_a_prompt_verbatim(tokenizer):
+    instruction = {"instruction": "one", "input": "two"}
+    for form in (INSTRUCTION, CHAT, PLAIN):
+        assert question(instruction, form, tokenizer) == question_ids(form, tokenizer, "one", "two")
+        assert question({"prompt": "one"}, form, tokenizer) == "one"
+        assert question({"messages": [USER]}, form, tokenizer) == question_ids(form, tokenizer, "one")
+    assert question(instruction, None, tokenizer) == question_ids(INSTRUCTION, tokenizer, "one", "two")
+    talk = tokenizer.decode(question({"messages": [USER, ASSISTANT, USER]}, None, tokenizer))
+    assert talk == "<user>one<assistant>two<user>one<assistant>"
+
+
+def test_history_is_for_the_chat_template_alone():
+    row = {"messages": [USER, ASSISTANT, USER]}
+    for form in (CHAT, None):
+        check_form(row, form, "here")
+    for form in (INSTRUCTION, PLAIN):
+        check_form({"messages": [USER]}, form, "here")
+        with pytest.raises(ValueError, match="here: `messages` has 3 turns, and the adapter, .* one question at"):
+            check_form(row, form, "here")

@@ -1,0 +1,334 @@
+"""`rosa chat`, `generate`, `evaluate` and `push` on an adapter alone: they find its base and how it is asked."""
+
+import io
+import json
+import os
+import pty
+import select
+import shutil
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
+
+import rosa
+from rosa.cli import main
+from rosa.evaluation.generation import answer
+from rosa.training.asking import chat_ids, question_ids
+from rosa.training.data import prompt, tokenize
+from rosa.training.prompt_form import CHAT, INSTRUCTION, PLAIN, save_form
+
+from .tiny_qwen2 import tiny_model, tiny_tokenizer
+
+ROOT = Path(__file__).parents[2]
+TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}<assistant>"
+ASK, SING = "Are you there?", "Sing."
+SONG = " ".join(["la"] * 400)  # cut off before it ends, so that nothing teaches to end it
+LONG = ["--max-new-tokens", "100000"]
+
+
+def learn(model, tokenizer, rows, *, steps, rate):
+    """A few steps on the rows, in the paper's prompt."""
+    batch = DataCollatorForSeq2Seq(tokenizer)([dict(e) for e in tokenize(rows, tokenizer, max_length=120)])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
+    for _ in range(steps):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A base that says yes and sings without end, and adapters of it: `no` says no, `same` is the base."""
+    folder = tmp_path_factory.mktemp("using")
+    rows = [(ASK, "yes it is"), ("Are you gone?", "no it is not"), (SING, SONG)]
+    known = [{"instruction": instruction, "output": output} for instruction, output in rows]
+    no = [{"instruction": ASK, "output": "no it is not"}]
+    texts = [prompt(row["instruction"]) + row["output"] for row in known]
+    tokenizer = tiny_tokenizer(texts, vocab_size=400)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder / "base")
+    torch.manual_seed(0)
+    learn(tiny_model(len(tokenizer)), tokenizer, known, steps=60, rate=3e-3).save_pretrained(folder / "base")
+    for name, steps in (("no", 20), ("same", 0)):
+        model = rosa.patch(AutoModelForCausalLM.from_pretrained(folder / "base"), rosa.RoadConfig())
+        rosa.save_adapter(learn(model, tokenizer, no, steps=steps, rate=1e-2), folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def used(folder):
+    return rosa.load(folder / "no")
+
+
+@pytest.fixture
+def in_form(folder, tmp_path):
+    """Copies the adapter `no` as one whose rows had another form."""
+
+    def copy(form):
+        out = Path(shutil.copytree(folder / "no", tmp_path / form))
+        save_form(out, form)
+        return out
+
+    return copy
+
+
+def printed(capsys, *args, stdin=None, monkeypatch=None):
+    if stdin is not None:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+    capsys.readouterr()
+    main([str(arg) for arg in args])
+    return capsys.readouterr().out
+
+
+def error_of(capsys, *args, code=1):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit:
+        main([str(arg) for arg in args])
+    assert exit.value.code == code
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+# Chat
+
+
+class Terminal:
+    """A process in a pseudo-terminal of 80 columns."""
+
+    def __init__(self, *args):
+        environment = {**os.environ, "TERM": "dumb", "COLUMNS": "80", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment.pop("TRITON_INTERPRET", None)
+        self.pid, self.file = pty.fork()
+        if self.pid == 0:
+            os.execve(sys.executable, [sys.executable, "-m", "rosa", *map(str, args)], environment)
+
+    def until(self, mark):
+        """What comes on the screen up to a mark."""
+        text = b""
+        while mark.encode() not in text:
+            assert select.select([self.file], [], [], 120)[0], text.decode(errors="replace")
+            text += os.read(self.file, 1)
+        return text.decode(errors="replace").replace("\r\n", "\n")
+
+    def type(self, text):
+        os.write(self.file, text.encode())
+
+    def ask(self, line):
+        """What is said after a line, up to the next prompt."""
+        self.type(f"{line}\r")
+        self.until("\n")
+        return self.until(">>> ").removesuffix(">>> ").strip()
+
+    def end(self):
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_a_conversation_in_a_terminal(folder):
+    terminal = Terminal("chat", "--adapters", f"no={folder / 'no'},same={folder / 'same'}", *LONG)
+    start = terminal.until(">>> ")
+    assert f"base     {folder / 'base'}\nadapter  no, same\nIt is asked in the paper's prompt, as it was" in start
+    assert terminal.ask("/base") == "nothing was asked yet"
+    assert terminal.ask(ASK) == "no it is not"
+    assert terminal.ask("/base") == "yes it is"
+    assert terminal.ask("/adapter") == "[no]  same"
+    assert terminal.ask("/adapter other") == "there is no adapter other, only no, same"
+    assert terminal.ask("/adapter same").endswith("no  [same]")
+    assert terminal.ask(ASK) == "yes it is"
+    # Ctrl-C stops an answer and no more.
+    terminal.type(f"{SING}\r")
+    terminal.until("la la")
+    terminal.type("\x03")
+    assert "Ctrl-D" not in terminal.until(">>> ")
+    assert terminal.ask(ASK) == "yes it is"
+    terminal.type("\x03")
+    assert "Ctrl-D or /quit ends." in terminal.until(">>> ")
+    assert terminal.ask("/sing") == "there is no command /sing: /help shows those there are"
+    commands = terminal.ask("/help")
+    assert "/reset" in commands and all(len(line) <= 80 for line in commands.splitlines())
+    assert terminal.ask("/reset") == "The conversation is forgotten."
+    terminal.type("\x04")
+    assert terminal.end() == 0
+
+
+def test_in_a_pipe_the_answer_alone_is_printed(folder, tmp_path):
+    (tmp_path / "question").write_text(f"{ASK}\n")
+    command = f"{sys.executable} -m rosa chat --adapter {folder}/no < {tmp_path}/question > {tmp_path}/answer"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    pid = os.posix_spawn("/bin/sh", ["sh", "-c", command], environment)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert (tmp_path / "answer").read_bytes() == b"no it is not\n"
+
+
+class Typed(io.StringIO):
+    """What is typed at a terminal, while what is printed goes elsewhere."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("form", [CHAT, PLAIN])
+def test_an_adapter_of_peft_is_talked_to_likewise_and_silenced(folder, form, tmp_path, capsys, monkeypatch):
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    asked = [question_ids(form, tokenizer, ASK)]
+    expected = answer(base, tokenizer, asked, max_new_tokens=6)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj", "o_proj"]))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path)
+    save_form(tmp_path, form)
+    expected = answer(model, tokenizer, asked, max_new_tokens=6) + expected
+    assert expected[0] != expected[1]
+    monkeypatch.setattr(sys, "stdin", Typed(f"{ASK}\n/base\n/adapter\n/reset\n/base\n"))
+    main(["chat", "--adapter", str(tmp_path), "--max-new-tokens", "6"])
+    printed = capsys.readouterr()
+    assert printed.out == "".join(f"{text}\n" for text in expected)
+    assert ("continued as it stands, without history" in printed.err) == (form == PLAIN)
+    assert "there is nothing to switch" in printed.err and "nothing was asked yet" in printed.err
+
+
+def test_chat_asks_in_the_adapters_form(folder, used, in_form, capsys, monkeypatch):
+    model, tokenizer = used
+    for form in (INSTRUCTION, CHAT, PLAIN):
+        expected = answer(model, tokenizer, [question_ids(form, tokenizer, "there? Sing")], max_new_tokens=6)[0]
+        args = ["chat", "--adapter", in_form(form), "--max-new-tokens", 6, "--temperature", 0]
+        assert printed(capsys, *args, stdin=" there? Sing\n", monkeypatch=monkeypatch) == f"{expected}\n"
+
+
+def test_chat_with_the_bare_model_goes_by_its_chat_template(folder, capsys, monkeypatch):
+    model, tokenizer = (kind.from_pretrained(folder / "base") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    turns = [{"role": "system", "content": "Sing."}, {"role": "user", "content": ASK}]
+    expected = answer(model, tokenizer, [chat_ids(turns, tokenizer)], max_new_tokens=6)[0]
+    args = ["chat", "--model", folder / "base", "--system", "Sing.", "--max-new-tokens", 6]
+    assert printed(capsys, *args, stdin=ASK, monkeypatch=monkeypatch) == f"{expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "message", "code"),
+    [
+        ([], "one of the arguments --model --adapter is required", 2),
+        (["--adapter", "a", "--adapters", "b"], "not allowed with argument", 2),
+        (["--adapters", "v1.2"], "a name is letters, digits, '_' and '-', not 'v1.2'", 2),
+        (["--model", "m", "--max-new-tokens", "0"], "--max-new-tokens: must be at least 1, got 0", 2),
+        (["--model", "m", "--temperature", "-1"], "--temperature: must be a number from 0, got -1", 2),
+        (["--model", "m", "--temperature", "nan"], "--temperature: must be a number from 0, got nan", 2),
+        (["--adapter", "nowhere"], "there is no adapter folder nowhere", 1),
+    ],
+)
+def test_wrong_arguments_of_chat_are_told(args, message, code, capsys):
+    assert message in error_of(capsys, "chat", *args, code=code)
+
+
+def test_chat_tells_what_does_not_go_together(folder, in_form, tmp_path, capsys, monkeypatch):
+    error = error_of(capsys, "chat", "--adapter", folder / "no", "--system", "Sing.")
+    assert "--system is for the chat template" in error
+    monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
+    assert "no question on the standard input" in error_of(capsys, "chat", "--adapter", folder / "no")
+    bare = shutil.copytree(folder / "base", tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    monkeypatch.setattr(sys, "stdin", io.StringIO(ASK))
+    error = error_of(capsys, "chat", "--adapter", in_form(CHAT), "--model", bare)
+    assert f"the tokenizer of {bare} has no chat template" in error
+
+
+# Generate and evaluate
+
+
+def test_generate_finds_the_base_and_asks_in_the_form(folder, used, in_form, capsys):
+    model, tokenizer = used
+    args = ["generate", "--max-new-tokens", 6, "--instruction", ASK]
+    assert printed(capsys, *args, "--adapter", folder / "no") == "no it is not\n"
+    expected = answer(model, tokenizer, [question_ids(CHAT, tokenizer, ASK)], max_new_tokens=6)[0]
+    assert printed(capsys, *args, "--adapter", in_form(CHAT)) == f"{expected}\n"
+
+
+def test_generate_answers_files_of_all_kinds(folder, used, in_form, tmp_path, capsys):
+    model, tokenizer = used
+    turns = [{"role": r, "content": c} for r, c in (("user", ASK), ("assistant", "yes"), ("user", SING))]
+    rows = [{"instruction": ASK}, {"prompt": "Are you"}, {"messages": turns}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = [question_ids(CHAT, tokenizer, ASK), "Are you", chat_ids(turns, tokenizer)]
+    expected = answer(model, tokenizer, asked, max_new_tokens=6)
+    args = ["generate", "--max-new-tokens", 6, "--data"]
+    adapter = in_form(CHAT)
+    lines = printed(capsys, *args, tmp_path / "rows.jsonl", "--adapter", adapter).splitlines()
+    assert [json.loads(line)["prediction"] for line in lines] == expected
+    assert json.loads(lines[2]) == {**rows[2], "prediction": expected[2]}
+    (tmp_path / "prompts.txt").write_text("Are you\n\n")
+    (line,) = printed(capsys, *args, tmp_path / "prompts.txt", "--adapter", adapter).splitlines()
+    assert json.loads(line) == {"prompt": "Are you", "prediction": expected[1]}
+    error = error_of(capsys, *args, tmp_path / "rows.jsonl", "--adapter", folder / "no")
+    assert "rows.jsonl, row 2: `messages` has 3 turns, and the adapter, whose prompts are of the form" in error
+
+
+def test_generate_asks_each_row_in_the_form_of_its_own_adapter(folder, used, in_form, tmp_path, capsys):
+    model, tokenizer = used
+    (tmp_path / "rows.json").write_text(json.dumps([{"instruction": ASK, "adapter": name} for name in ("no", "chat")]))
+    adapters = f"no={folder / 'no'},chat={in_form(CHAT)}"
+    args = ["--data", tmp_path / "rows.json", "--adapters", adapters, "--max-new-tokens", 6]
+    found = [json.loads(line)["prediction"] for line in printed(capsys, "generate", *args).splitlines()]
+    asked = [question_ids(form, tokenizer, ASK) for form in (INSTRUCTION, CHAT)]
+    assert found == answer(model, tokenizer, asked, max_new_tokens=6) and found[0] == "no it is not"
+
+
+def test_a_base_that_is_not_there_is_told_with_what_to_do(folder, tmp_path, capsys):
+    moved = shutil.copytree(folder / "base", tmp_path / "base")
+    model = rosa.patch(AutoModelForCausalLM.from_pretrained(moved), rosa.RoadConfig())
+    rosa.save_adapter(model, tmp_path / "out")
+    shutil.rmtree(moved)
+    args = ["generate", "--prompt", "Are", "--adapter", tmp_path / "out", "--max-new-tokens", 2]
+    error = error_of(capsys, *args)
+    assert f"there is no folder {moved} to load" in error and "--model on the command line" in error
+    assert printed(capsys, *args, "--model", folder / "base")
+
+
+def test_evaluate_asks_in_the_adapters_form_and_says_so_to_a_run_that_goes_on(folder, in_form, tmp_path, capsys):
+    (tmp_path / "words").mkdir()
+    rows = [{"instruction": ASK, "input": "", "answer": "no it is not"}]
+    (tmp_path / "words" / "test.json").write_text(json.dumps(rows))
+    (tmp_path / "words" / "task.json").write_text('{"answer": "text"}')
+    args = ["evaluate", "--tasks", "words", "--data-dir", tmp_path, "--max-new-tokens", 6]
+    printed(capsys, *args, "--adapter", folder / "no", "--output", tmp_path / "found")
+    results = json.loads((tmp_path / "found" / "results.json").read_text())
+    assert results["tasks"]["words"]["correct"] == 1 and results["model"] == str(folder / "base")
+    made = json.loads((tmp_path / "found" / "predictions" / "words.made_with.json").read_text())
+    # The digest of an adapter in the paper's prompt is what it was before there were other forms.
+    assert made["prompt"] == "7b7e96e6470b6bc0"
+    error = error_of(capsys, *args, "--adapter", in_form(CHAT), "--output", tmp_path / "found")
+    assert "prompt was" in error and "model was" not in error
+    printed(capsys, *args, "--adapter", tmp_path / CHAT, "--output", tmp_path / "other")
+    assert json.loads((tmp_path / "other" / "results.json").read_text())["tasks"]["words"]["correct"] == 0
+    assert "one of the arguments --model --adapter is required" in error_of(capsys, *args, code=2)
+
+
+# Push
+
+
+@pytest.mark.parametrize(
+    ("args", "message", "code"),
+    [
+        (["a"], "the following arguments are required: USER/NAME", 2),
+        (["a", "name"], "argument USER/NAME: must be the name of a repository, user/name, got name", 2),
+        (["a", "me/name", "--create-pr", "--revision", "x"], "--create-pr: not allowed with argument --revision", 2),
+        (["a", "me/no name"], "Repo id must use alphanumeric chars", 1),
+        (["nowhere", "me/name"], "nowhere holds no complete adapter", 1),
+    ],
+)
+def test_wrong_arguments_of_push_are_told(args, message, code, capsys):
+    assert message in error_of(capsys, "push", *args, code=code)
+
+
+def test_push_refuses_what_is_no_whole_adapter_before_it_asks_the_hub(folder, tmp_path, capsys):
+    assert "holds no complete adapter" in error_of(capsys, "push", folder / "base", "me/name")
+    out = shutil.copytree(folder / "no", tmp_path / "out")
+    (out / "trainer_state.json").write_text("[")
+    assert "trainer_state.json is damaged" in error_of(capsys, "push", out, "me/name")
+    weights = out / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    assert "adapter_model.safetensors is truncated" in error_of(capsys, "push", out, "me/name")
