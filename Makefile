@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install demo base test bench lint package extras clean
+.PHONY: install demo base test bench lint site package extras clean
 
 install: .venv/installed
 
@@ -42,6 +42,10 @@ lint: .venv/installed-for-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The pages as a site, in site/.
+site: .venv/installed-for-tests
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 # The sdist and the wheel, in dist/.
 package: .venv/installed-for-tests
 	$(BIN)/python -m build --no-isolation
@@ -51,4 +55,4 @@ extras:
 	PYTHON=$(PYTHON) bash tests/packaging/extras.sh
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist site *.egg-info

@@ -29,6 +29,7 @@ from rosa.training.selective_trainer import SelectiveTrainer
 
 RESULT_NAME, TRAINING_NAME, LOG_NAME = "result.json", "training.json", "log.txt"
 PACKAGES = ("torch", "transformers", "peft")
+OF_THE_MACHINE = {"attn_implementation"}  # settings that change an outcome by rounding alone
 
 
 def read_result(cell: Cell, inputs: Inputs) -> dict[str, Any] | None:
@@ -178,7 +179,7 @@ def _read(cell: Cell, name: str, inputs: Inputs) -> dict[str, Any] | None:
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{file} does not say what it was made with: choose another output, or delete it") from error
     now = json.loads(json.dumps({**cell.settings, **inputs.of_training(cell)}))  # as they come back
-    changed = [key for key in now | made_with if now.get(key) != made_with.get(key)]
+    changed = [key for key in (now | made_with).keys() - OF_THE_MACHINE if now.get(key) != made_with.get(key)]
     if changed:
         raise ValueError(_refusal(cell, changed))
     return found

@@ -206,7 +206,7 @@ def parse(argv: list[str]) -> tuple[FinetuneArguments, TrainingArguments]:
         )
     words = as_arguments({name: value for name, value in settings.items() if name not in left_out}) + rest
     given = vars(parser.parse_args(words))
-    if given["output_dir"] is None:
+    if given["output_dir"] is None and not given["dry_run"]:
         parser.error("the following arguments are required: --output")
     if given["resume_from_checkpoint"] is not None:
         parser.error("--resume takes the place of --resume_from_checkpoint")
@@ -294,6 +294,8 @@ def _parser() -> HfArgumentParser:
     # None: decided below, by what else was given.
     automatic = ("output_dir", "bf16", "dataloader_pin_memory", "eval_strategy", "include_num_input_tokens_seen")
     parser.set_defaults(**TRAINING_DEFAULTS, **dict.fromkeys(automatic))
+    # In --help our own options stand before the hundred of transformers.
+    parser._action_groups.sort(key=lambda group: group.title != FinetuneArguments._argument_group_name)
     return parser
 
 

@@ -195,6 +195,13 @@ def test_finished_cells_are_not_repeated_and_new_seeds_are_added(finished, files
     assert all(after[name] == changed for name, changed in before.items())
 
 
+def test_finished_cells_stay_with_another_attention(finished, files, grid):
+    train = {**SETTINGS["train"], "data": str(files / "rows.json"), "attn_implementation": "eager"}
+    before = results(finished)
+    main(["compare", "--config", str(write(finished, files, **grid, train=train))])
+    assert results(finished) == before
+
+
 def test_other_settings_than_those_of_finished_cells_are_refused(finished, files, grid, capsys):
     train = {**SETTINGS["train"], "data": str(files / "rows.json"), "max_steps": 5}
     config = write(finished, files, **grid, train=train)
