@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
 
 from rosa.adapters.record import is_patched, patched
@@ -45,9 +47,10 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int, float]:
-    """Counts parameters as (trainable, total, percent), the base model's and RoSA's, tied weights once."""
+    """Counts parameters as (trainable, total, percent), the base model's and RoSA's, tied weights once and quantized
+    ones as the values they stand for."""
     trainable = sum(p.numel() for p in _trainable(model))
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(map(_values, model.parameters()))
     return trainable, total, 100 * trainable / total
 
 
@@ -55,6 +58,11 @@ def print_trainable_parameters(model: nn.Module) -> None:
     """Prints what `count_parameters` counts."""
     trainable, total, percent = count_parameters(model)
     print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {percent:.4f}")
+
+
+def _values(parameter: nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)  # of bitsandbytes' 4 bits, which has several values in an element
+    return parameter.numel() if state is None else math.prod(state.shape)
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:

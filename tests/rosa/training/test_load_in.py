@@ -72,6 +72,8 @@ def test_a_quantized_base_is_trained_asked_and_tested(files, tmp_path, load_in, 
     trainer = finetune(*parse(arguments(base, files, output, "--load_in", load_in)))
     layer = q_proj(trainer.model)
     assert type(layer) is OF_BITSANDBYTES[load_in]
+    plain = rosa.patch(load_model(base), rosa.RosaConfig(rank=4))
+    assert rosa.count_parameters(trainer.model) == rosa.count_parameters(plain)
     if load_in == "4bit":
         state = layer.weight.quant_state
         assert (state.quant_type, state.nested, layer.compute_dtype) == ("nf4", True, torch.bfloat16)
