@@ -13,7 +13,7 @@ def run(argv: list[str]) -> None:
     options.add_argument("--output", default="demo_output", help="folder for the results; default: %(default)s")
     options.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     options.add_argument(
-        "--quick", action="store_true", help="a minute instead of some: it shows that all runs, its figures mean little"
+        "--quick", action="store_true", help="a fifth of the training: it shows that all runs, its figures mean little"
     )
     args = options.parse_args(argv)
 

@@ -51,7 +51,7 @@ class Sizes:
     batch_size: int = 16
 
 
-# Shows in about a minute that everything runs. The base has learnt little by then, and neither method much.
+# Shows in a fifth of the steps that everything runs. The base has learnt little by then, and neither method much.
 QUICK = Sizes(
     BaseRecipe(schedule=Schedule(steps=160, batch_size=32, learning_rate=1.5e-3)),
     base_problems=5_000,
