@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from rosa.adapters.folder import has_adapter
 from rosa.models.quantizing import quantization
+from rosa.storage.digest import hub_commit
 from rosa.storage.parsing import parse_object
 
 if TYPE_CHECKING:
@@ -57,7 +58,10 @@ def load_model(
     if load_in is not None:
         settings["quantization_config"] = quantization_of(name, load_in, revision)
     with _faults_told(name, "model"):
-        return AutoModelForCausalLM.from_pretrained(name, **settings)
+        model = AutoModelForCausalLM.from_pretrained(name, **settings)
+        if not Path(name).is_dir():
+            model.config._commit_hash = hub_commit(os.fspath(name), revision)  # for the adapters that it will have
+    return model
 
 
 def quantization_of(name: str | os.PathLike, load_in: str, revision: str | None = None) -> QuantizationConfigMixin:

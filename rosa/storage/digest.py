@@ -50,9 +50,23 @@ def base_digest(name: str, revision: str | None = None) -> str:
         files = sorted(path for path in folder.iterdir() if _OF_A_MODEL.fullmatch(path.name) and path.is_file())
         with ThreadPoolExecutor() as pool:  # hashing lets go of Python's lock
             return digest([(path.name, found) for path, found in zip(files, pool.map(file_digest, files), strict=True)])
-    from transformers import AutoConfig
+    return digest([name, hub_commit(name, revision)])
 
-    return digest([name, AutoConfig.from_pretrained(name, revision=revision or "main")._commit_hash])
+
+def hub_commit(name: str, revision: str | None = None) -> str:
+    """The commit of a model on the hub, which transformers' configurations no longer tell.
+
+    Args:
+        name (str): "user/name".
+        revision (str, optional): branch, tag or commit; None is "main".
+
+    Raises:
+        OSError: it is not there.
+    """
+    from transformers.utils import cached_file
+
+    file = cached_file(name, "config.json", revision=revision or "main")  # .../snapshots/COMMIT/config.json
+    return Path(file).parent.name
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -17,7 +17,7 @@ from tests.rosa import command_line
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FOLDERS = ("rosa", "rosa_kernels", "tests", "benchmarks", "configs", "docs", "examples")
 NAMED = re.compile(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]*)`")
@@ -43,7 +43,8 @@ def commands(page):
     """The commands of a page, in blocks and in lines, each as one line without its comment."""
     blocks = "\n".join(block for language, block in FENCED.findall(text_of(page)) if language in ("", "bash"))
     starts = ("rosa ", "python ", "make ", "bash ")
-    lines = [line for line in blocks.replace("\\\n", " ").splitlines() if line.startswith(starts)]
+    lines = [line.removeprefix("$ ") for line in blocks.replace("\\\n", " ").splitlines()]
+    lines = [line for line in lines if line.startswith(starts)]
     inline = re.findall(r"`((?:rosa|python -m|make|bash) [^`]+)`", prose(page))
     return [" ".join(line.partition(" #")[0].split()) for line in lines + inline]
 
