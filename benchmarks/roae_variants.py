@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from benchmarks.tables import markdown
 from rosa.adapters import roae_plan
 from rosa.adapters.roae import RoAE
+from rosa.comparison.cell import OF_THE_MACHINE
 from rosa.comparison.plan import slug
 from rosa.storage.files import replace_text
 from rosa.storage.settings import as_arguments, load_settings
@@ -236,9 +237,10 @@ def train(name: str, settings: Mapping[str, Any], output: Path) -> dict[str, Any
 
 
 def settings_of(base: str) -> dict[str, Any]:
-    """The options of a run: those of the study, its checkpoints and losses on the way left out."""
+    """The options of a run: those of the study, without those of the machine, checkpoints and losses on the way."""
     study = load_settings(ROOT / "configs" / "smollm2" / "train_arithmetic.yaml")
-    kept = {name: value for name, value in study.items() if not name.startswith(("eval_", "save_"))}
+    left_out = ("eval_", "save_", *OF_THE_MACHINE)
+    kept = {name: value for name, value in study.items() if not name.startswith(left_out)}
     return {**kept, **COMMON, **UNSELECTED, **BASES[base], "eval_strategy": "no", "save_strategy": "no"}
 
 

@@ -84,6 +84,8 @@ def _told(error: BaseException, command: str) -> tuple[str, int] | None:
 
 def _remedy(error: ImportError) -> str:
     """The extra with the package that is missing; transformers names it in the text alone."""
+    if "rosa-peft[" in str(error):
+        return ""
     words = re.findall(r"\w+", f"{error.name} {error}")
     for extra, packages in EXTRAS.items():
         if any(package in words for package in packages):

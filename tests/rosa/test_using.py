@@ -117,6 +117,13 @@ class Terminal:
     def type(self, text):
         os.write(self.file, text.encode())
 
+    def interrupt(self, mark):
+        """Ctrl-C until it is answered, up to a mark: Python lets one rest that comes just before it waits for a key."""
+        self.type("\x03")
+        while not select.select([self.file], [], [], 2)[0]:
+            self.type("\x03")
+        self.until(mark)
+
     def ask(self, line):
         """What is said after a line, up to the next prompt."""
         self.type(f"{line}\r")
@@ -144,8 +151,10 @@ def test_a_conversation_in_a_terminal(folder):
     terminal.type("\x03")
     assert "Ctrl-D" not in terminal.until(">>> ")
     assert terminal.ask(ASK) == "yes it is"
-    terminal.type("\x03")
-    assert "Ctrl-D or /quit ends." in terminal.until(">>> ")
+    terminal.interrupt("Ctrl-D or /quit ends.")
+    terminal.type("/reset\r")
+    terminal.until("The conversation is forgotten.")
+    terminal.until(">>> ")
     assert terminal.ask("/sing") == "there is no command /sing: /help shows those there are"
     commands = terminal.ask("/help")
     assert "/reset" in commands and all(len(line) <= 80 for line in commands.splitlines())
