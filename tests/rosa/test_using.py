@@ -6,6 +6,7 @@ import os
 import pty
 import select
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -104,6 +105,7 @@ class Terminal:
         environment.pop("TRITON_INTERPRET", None)
         self.pid, self.file = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # as in a terminal: jobs in the background have it ignored
             os.execve(sys.executable, [sys.executable, "-m", "rosa", *map(str, args)], environment)
 
     def until(self, mark):
@@ -116,13 +118,6 @@ class Terminal:
 
     def type(self, text):
         os.write(self.file, text.encode())
-
-    def interrupt(self, mark):
-        """Ctrl-C until it is answered, up to a mark: Python lets one rest that comes just before it waits for a key."""
-        self.type("\x03")
-        while not select.select([self.file], [], [], 2)[0]:
-            self.type("\x03")
-        self.until(mark)
 
     def ask(self, line):
         """What is said after a line, up to the next prompt."""
@@ -151,10 +146,8 @@ def test_a_conversation_in_a_terminal(folder):
     terminal.type("\x03")
     assert "Ctrl-D" not in terminal.until(">>> ")
     assert terminal.ask(ASK) == "yes it is"
-    terminal.interrupt("Ctrl-D or /quit ends.")
-    terminal.type("/reset\r")
-    terminal.until("The conversation is forgotten.")
-    terminal.until(">>> ")
+    terminal.type("\x03")
+    assert "Ctrl-D or /quit ends." in terminal.until(">>> ")
     assert terminal.ask("/sing") == "there is no command /sing: /help shows those there are"
     commands = terminal.ask("/help")
     assert "/reset" in commands and all(len(line) <= 80 for line in commands.splitlines())
