@@ -27,9 +27,10 @@ from benchmarks.layer_rules import RULES, Rule
 from benchmarks.smollm2 import MODEL
 from benchmarks.step_flops import TYPICAL, Batch, StepFlops, layers_that_train, step_flops
 from rosa.adapters.pretrained import load_model, load_tokenizer
+from rosa.data.rows import load_rows
+from rosa.data.tokens import IGNORED_LABEL, tokenize
 from rosa.selection.log import read_entry
 from rosa.storage.files import replace_text
-from rosa.training.data import IGNORED_LABEL, load_rows, tokenize
 from rosa.training.finetune_arguments import parse
 from rosa.training.resuming import last_checkpoint
 from rosa.training.trainer import RosaTrainer

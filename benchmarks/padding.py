@@ -23,8 +23,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from benchmarks.report import fill
 from benchmarks.tables import markdown
 from rosa.adapters.pretrained import load_tokenizer
+from rosa.data.rows import load_rows
+from rosa.data.tokens import tokenize
 from rosa.storage.settings import load_settings
-from rosa.training.data import load_rows, tokenize
 from rosa.training.padding import padding_share
 
 ROOT = Path(__file__).parent.parent

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from benchmarks.position_tables import BASE, keep, kept, write
 from benchmarks.roae_variants import load
 from rosa.adapters.pretrained import load_model, load_tokenizer
+from rosa.data.rows import load_rows
+from rosa.data.tokens import IGNORED_LABEL, tokenize
 from rosa.storage.settings import load_settings
-from rosa.training.data import IGNORED_LABEL, load_rows, tokenize
 from rosa.training.job_data import split
 
 ROOT = Path(__file__).parent.parent

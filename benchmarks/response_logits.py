@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 import rosa
 from benchmarks.presets import NAMES, PRESETS
 from benchmarks.results import RESPONSE_LOGITS, Row, environment, write
-from rosa.training.data import IGNORED_LABEL
+from rosa.data.tokens import IGNORED_LABEL
 from rosa.training.response_logits import ResponseLogits
 
 CHARACTERS_A_TOKEN = 4

@@ -8,7 +8,7 @@ import argparse
 from transformers import pipeline
 
 import rosa
-from rosa.training.data import prompt
+from rosa.data.prompts import prompt
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--adapter", required=True, help="folder or Hub name of an adapter")

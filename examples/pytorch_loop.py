@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, get_cosine_schedule_with_warmup
 
 import rosa
-from rosa.training.data import load_rows, tokenize
+from rosa.data.rows import load_rows
+from rosa.data.tokens import tokenize
 
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 3, 8, 1e-3
 

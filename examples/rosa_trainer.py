@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, TrainingArguments, set_seed
 
 import rosa
-from rosa.training.data import load_rows, tokenize
+from rosa.data.rows import load_rows
+from rosa.data.tokens import tokenize
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", required=True, help="folder or Hub name of the base model")

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer
 
 import rosa
-from rosa.training.data import load_rows, prompt
+from rosa.data.prompts import prompt
+from rosa.data.rows import load_rows
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", required=True, help="folder or Hub name of the base model")

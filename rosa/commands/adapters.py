@@ -14,8 +14,8 @@ from rosa.adapters.disk import load_adapter
 from rosa.adapters.folder import local_folder, read_description
 from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.commands import DTYPES, add_load_in
+from rosa.data.prompt_form import read_form
 from rosa.training.methods import load_trained
-from rosa.training.prompt_form import read_form
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 import rosa
 from rosa.commands import parser
 from rosa.commands.adapters import ALONE, Chosen, add_model_options, choose, load
+from rosa.data.prompt_form import CHAT, INSTRUCTION, PLAIN
 from rosa.evaluation.conversation import Conversation
-from rosa.training.prompt_form import CHAT, INSTRUCTION, PLAIN
 
 HELP = """\
 /reset         forget the conversation so far

@@ -8,11 +8,11 @@ from pathlib import Path
 from rosa.adapters.folder import refuse_model_folder
 from rosa.commands import parser
 from rosa.commands.adapters import ALONE, add_model_options, choose, load
+from rosa.data.prompt_form import INSTRUCTION
 from rosa.evaluation.evaluate import evaluate, fingerprint
 from rosa.evaluation.tasks import find_tasks, load_test_rows
 from rosa.storage.digest import base_digest, digest
 from rosa.storage.files import replace_text
-from rosa.training.prompt_form import INSTRUCTION
 
 
 def run(argv: list[str]) -> None:

@@ -16,12 +16,14 @@ from rosa.adapters.folder import refuse_model_folder
 from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.adapters.roae import RoAE
 from rosa.commands import DTYPES, parser
+from rosa.data.files import read_text
+from rosa.data.prompts import prompt
+from rosa.data.rows import load_rows
 from rosa.inspection import figures
 from rosa.inspection.activations import EnergyShare, energy_shares, measure, token_batches, usable_r_lows
 from rosa.inspection.angles import draw_turns, read_turns, turns_table
 from rosa.inspection.course import Course, read_course
 from rosa.inspection.gains import draw_gains, gains_table, measure_gains
-from rosa.training.data import load_rows, prompt, read_text
 
 OF_MODEL = ("text", "data", "limit", "r_low", "max_length", "batch_size", "dtype")
 

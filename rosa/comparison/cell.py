@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.comparison.inputs import Inputs, check_unchanged
 from rosa.comparison.plan import Cell
+from rosa.data.rows import load_rows
 from rosa.evaluation.evaluate import evaluate
 from rosa.evaluation.loss import response_loss
 from rosa.storage.files import replace_text
 from rosa.storage.locking import alone_in
 from rosa.storage.parsing import parse_object
-from rosa.training.data import load_rows
 from rosa.training.finetune import finetune
 from rosa.training.finetune_arguments import parse
 from rosa.training.methods import load_trained, resumes, trainable

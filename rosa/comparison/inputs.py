@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rosa.comparison.plan import Cell, Comparison, Decoding
+from rosa.data.rows import load_rows
 from rosa.evaluation.tasks import Task, find_tasks, load_test_rows
 from rosa.evaluation.tasks.answers import rules_digest
 from rosa.storage.digest import base_digest, digest
-from rosa.training.data import load_rows
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from rosa.adapters.disk import load_adapter
 from rosa.adapters.saving import save_adapter
+from rosa.data.prompts import prompt
 from rosa.demo.figure import draw_figure
 from rosa.demo.methods import fine_tune_lora, fine_tune_rosa
 from rosa.demo.report import (
@@ -34,7 +35,6 @@ from rosa.evaluation.generation import answer
 from rosa.miniature.base import BaseRecipe, base_model
 from rosa.miniature.problems import SEEN, UNSEEN, exact_match, generate
 from rosa.miniature.training import Schedule
-from rosa.training.data import prompt
 
 MAX_NEW_TOKENS = 40  # the longest solution has about 30
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
+from rosa.data.prompt_form import CHAT
+from rosa.data.prompts import chat_ids, question_ids
 from rosa.evaluation.generation import check_text, evaluating, stop_ids
-from rosa.training.asking import chat_ids, question_ids
-from rosa.training.prompt_form import CHAT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,7 +22,7 @@ class Conversation:
     Args:
         model (PreTrainedModel): a causal language model, with its adapter if it has one.
         tokenizer (PreTrainedTokenizerBase): its tokenizer.
-        form (str): one of `rosa.training.prompt_form.FORMS`; of CHAT alone the turns so far are part of a question. It
+        form (str): one of `rosa.data.prompt_form.FORMS`; of CHAT alone the turns so far are part of a question. It
             may be set anew, with another adapter.
         system (str, optional): what the system says first, of CHAT.
         max_new_tokens (int): most tokens of an answer.

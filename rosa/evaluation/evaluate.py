@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
+from rosa.data.prompt_form import INSTRUCTION
+from rosa.data.prompts import prompt, question_ids
 from rosa.evaluation.generation import answers, check_options, check_text, stop_ids
 from rosa.evaluation.predictions import as_line, judged, prediction, read, start, write
 from rosa.evaluation.tasks import Task
 from rosa.evaluation.tasks.answers import read_truth
 from rosa.storage.digest import digest, tokenizer_digest
 from rosa.storage.locking import alone_in
-from rosa.training.asking import question_ids
-from rosa.training.data import prompt
-from rosa.training.prompt_form import INSTRUCTION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -115,7 +114,7 @@ def evaluate(
         tokenizer (PreTrainedTokenizerBase): its tokenizer.
         tasks (mapping of Task to sequence of dict): the rows of `rosa.evaluation.tasks.load_test_rows` for each task.
         folder (path): for the predictions; made if need be.
-        form (str): how rows are asked, one of `rosa.training.prompt_form.FORMS`: the paper's prompt, the tokenizer's
+        form (str): how rows are asked, one of `rosa.data.prompt_form.FORMS`: the paper's prompt, the tokenizer's
             chat template, or as they are.
         max_new_tokens (int): most tokens of an answer.
         batch_size (int): rows decoded together. In float32 the answers do not depend on it; in 16-bit types, padding

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rosa.adapters.by_row import adapters_by_row
-from rosa.training.data import prompt_ids
+from rosa.data.prompts import prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ def answer(
         model (PreTrainedModel): a causal language model.
         tokenizer (PreTrainedTokenizerBase): its tokenizer.
         prompts (sequence of str or of token ids): the texts to continue, verbatim, or their ids; see
-            `rosa.training.data.prompt` and `rosa.training.asking.question_ids`.
+            `rosa.data.prompts.prompt` and `rosa.data.prompts.question_ids`.
         adapters (sequence of str or None, optional): the adapter of each prompt, as `rosa.adapters_by_row` takes them;
             None answers all as the model is.
         max_new_tokens (int): most tokens to generate for a prompt.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 
+from rosa.data.tokens import IGNORED_LABEL, tokenize
 from rosa.evaluation.generation import evaluating
-from rosa.training.data import IGNORED_LABEL, tokenize
 
 
 def response_loss(
@@ -19,7 +19,7 @@ def response_loss(
     Args:
         model (PreTrainedModel): a causal language model, with its adapter if it has one.
         tokenizer (PreTrainedTokenizerBase): its tokenizer.
-        rows (sequence of dict): rows of `rosa.training.data.load_rows`.
+        rows (sequence of dict): rows of `rosa.data.rows.load_rows`.
         batch_size (int): rows read together; the result does not depend on it, but for rounding.
 
     Raises:

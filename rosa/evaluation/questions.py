@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rosa.data.files import Source, read_rows, read_text
+from rosa.data.forms import check_instruction
+from rosa.data.prompt_form import CHAT, INSTRUCTION
+from rosa.data.prompts import chat_ids, question_ids
 from rosa.evaluation.generation import check_text
-from rosa.training.asking import chat_ids, question_ids
-from rosa.training.data_files import Source, read_rows, read_text
-from rosa.training.data_forms import check_instruction
-from rosa.training.prompt_form import CHAT, INSTRUCTION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,8 +13,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
 
+from rosa.data.prompts import prompt
 from rosa.miniature.training import Schedule, train
-from rosa.training.data import prompt
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 

@@ -20,7 +20,7 @@ from transformers import (
     set_seed,
 )
 
-from rosa.training.data import tokenize
+from rosa.data.tokens import tokenize
 
 
 @dataclass(frozen=True)

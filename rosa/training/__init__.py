@@ -1,1 +1,1 @@
-"""Data, methods, trainers and the training job."""
+"""Methods, trainers and the training job."""

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
+from rosa.data.tokens import IGNORED_LABEL
 from rosa.models.linear import linear_sites
-from rosa.training.data import IGNORED_LABEL
 from rosa.training.job_data import JobData, prepare
 from rosa.training.memory import GIB, Memory, quantized, step_memory
 from rosa.training.methods import attach, trainable

@@ -22,13 +22,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rosa.adapters.folder import has_adapter, refuse_model_folder, remove_adapter
 from rosa.adapters.pretrained import load_model, quantization_of
+from rosa.data.prompt_form import save_form
 from rosa.storage.locking import alone_in
 from rosa.training.finetune_arguments import FinetuneArguments
 from rosa.training.job_data import prepare
 from rosa.training.methods import OURS, attach, callbacks, resumes, trainable
 from rosa.training.padding import epoch_padding
 from rosa.training.padding_free import RowsApart, flattening
-from rosa.training.prompt_form import save_form
 from rosa.training.resuming import changes, checkpoints, fault, is_finished, last_checkpoint, made_with, unsaved_told
 from rosa.training.selective_trainer import SelectiveTrainer
 from rosa.training.trainer import RosaTrainer

@@ -16,10 +16,10 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from rosa.adapters.card import PAPERS
 from rosa.adapters.config import ADAPTER_DTYPES, VARIANTS, AdapterConfig, RoadConfig, RosaConfig
+from rosa.data.forms import DATA_FORMS
 from rosa.models.quantizing import LOAD_IN
 from rosa.selection.scored_layers import SCORES
 from rosa.storage.settings import as_arguments, check_keys, load_settings, mapping
-from rosa.training.data_forms import DATA_FORMS
 from rosa.training.methods import METHODS, OURS, ROAD, ROSA
 from rosa.training.selecting import default_score, selects
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from rosa.adapters.pretrained import load_tokenizer
+from rosa.data.conversation import check_chat_template
+from rosa.data.files import Source, read_rows
+from rosa.data.forms import Form, check_row, find_form
+from rosa.data.prompt_form import CHAT
+from rosa.data.tokens import example, examples, sequences, teaches
 from rosa.storage.digest import file_digest
-from rosa.training.conversation import check_chat_template
-from rosa.training.data import example, examples, sequences, teaches
-from rosa.training.data_files import Source, read_rows
-from rosa.training.data_forms import Form, check_row, find_form
-from rosa.training.prompt_form import CHAT
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rosa.data.tokens import IGNORED_LABEL
 from rosa.models.decoder import text_decoder
-from rosa.training.data import IGNORED_LABEL
 
 # A batch of text, padded or packed without padding. Where there is more, such as an image, hidden states may stand at
 # other places than labels.

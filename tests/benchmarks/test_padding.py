@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks import padding
 from benchmarks.report import fill
-from rosa.training.data import load_rows, tokenize
+from rosa.data.rows import load_rows
+from rosa.data.tokens import tokenize
 from tests.rosa.tiny_qwen2 import tiny_tokenizer
 
 DATA = padding.ROOT.parent / "shared" / "data"

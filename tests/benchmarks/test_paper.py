@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 from benchmarks import paper, paper_counts, paper_printed, quantized
 from benchmarks.report import fill
 from benchmarks.results import COUNTED, read
+from rosa.data.prompts import prompt
+from rosa.data.rows import load_rows
 from rosa.evaluation.tasks import TASKS
-from rosa.training.data import load_rows, prompt
 from rosa.training.memory import LOADED
 from rosa.training.methods import BASELINES, attach
 from tests.conftest import HAS_GPU

@@ -9,7 +9,7 @@ from benchmarks.position import Problem, by_place, long_rows, losses, response_l
 from benchmarks.report import fill
 from benchmarks.roae_variants import AS_IT_IS, ONE_GAIN, VARIANTS, changed
 from rosa.adapters.roae import RoAE
-from rosa.training.data import IGNORED_LABEL
+from rosa.data.tokens import IGNORED_LABEL
 from rosa.training.methods import attach
 from tests.rosa.tiny_qwen2 import tiny_model
 

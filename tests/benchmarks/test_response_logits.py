@@ -6,7 +6,8 @@ from benchmarks.paper import ROOT
 from benchmarks.presets import PRESETS
 from benchmarks.response_logits import LENGTHS, ROWS, Cost, Lengths, cost, rows
 from benchmarks.results import RESPONSE_LOGITS, read
-from rosa.training.data import load_rows, prompt
+from rosa.data.prompts import prompt
+from rosa.data.rows import load_rows
 
 DATA = ROOT.parent / "shared" / "data"
 FILES = {

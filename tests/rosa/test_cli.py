@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 
 import rosa
 from rosa.cli import COMMANDS, main
+from rosa.data.prompts import prompt
+from rosa.data.rows import load_rows
+from rosa.data.tokens import tokenize
 from rosa.evaluation.generation import answer
-from rosa.training.data import load_rows, prompt, tokenize
 from rosa.training.finetune_arguments import parse
 
 from .tiny_qwen2 import tiny_model, tiny_tokenizer

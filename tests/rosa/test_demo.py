@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
+from rosa.data.prompts import prompt
 from rosa.miniature.problems import LARGEST_RESULT, SEEN, UNSEEN, Kind, exact_match, final_number, generate
-from rosa.training.data import prompt
 
 BOTH = {**SEEN, **UNSEEN}
 

@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import rosa
 from rosa.cli import main
+from rosa.data.prompts import prompt
 from rosa.inspection.activations import energy_shares, measure, token_batches
-from rosa.training.data import prompt
 
 from .tiny_qwen2 import tiny_model, tiny_tokenizer
 

@@ -13,11 +13,12 @@ from dataclasses import replace
 
 import pytest
 
+from rosa.data.rows import load_rows
+from rosa.data.tokens import tokenize
 from rosa.miniature.base import BaseRecipe
 from rosa.miniature.make import MiniatureRecipe, make
 from rosa.miniature.skills import OPTIONS, SEEN, TRUTHS, UNSEEN, WORDS, draw_rows
 from rosa.miniature.training import Schedule
-from rosa.training.data import load_rows, tokenize
 
 BOTH = {**SEEN, **UNSEEN}
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "head_dim": 16, "intermediate_size": 32}

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 
 import rosa
 from rosa.cli import main
+from rosa.data.prompt_form import CHAT, INSTRUCTION, PLAIN, save_form
+from rosa.data.prompts import chat_ids, prompt, question_ids
+from rosa.data.tokens import tokenize
 from rosa.evaluation.generation import answer
-from rosa.training.asking import chat_ids, question_ids
-from rosa.training.data import prompt, tokenize
-from rosa.training.prompt_form import CHAT, INSTRUCTION, PLAIN, save_form
 
 from .tiny_qwen2 import tiny_model, tiny_tokenizer
 

@@ -10,7 +10,7 @@ ROOT = Path(rosa.__file__).parent
 
 # From the floor up: each may import those before it. "rosa" is what the package shows to its users.
 WINGS = (
-    "errors", "storage", "models", "adapters", "composition", "selection", "training", "rosa", "evaluation",
+    "errors", "storage", "models", "adapters", "composition", "selection", "data", "training", "rosa", "evaluation",
     "miniature", "inspection", "comparison", "demo", "commands", "cli",
 )  # fmt: skip
 

@@ -6,11 +6,12 @@ import difflib
 import json
 from pathlib import Path
 
+from rosa.data.files import dataset_rows
+from rosa.data.rows import load_rows
 from rosa.evaluation.tasks.answers import read_truth
 from rosa.evaluation.tasks.benchmarks import GROUPS, TASKS
 from rosa.evaluation.tasks.task import FORMS, Task
 from rosa.storage.parsing import parse_object
-from rosa.training.data import dataset_rows, load_rows
 
 LLM_ADAPTERS = "https://github.com/AGI-Edgerunners/LLM-Adapters"
 

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 
 import rosa
-from rosa.training.prompt_form import save_form
+from rosa.data.prompt_form import save_form
 from tests.rosa.conftest import make_model
 from tests.rosa.hub_server import TOKEN, Hub
 from tests.rosa.tiny_qwen2 import tiny_tokenizer
@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 import rosa
 from rosa.adapters.folder import local_folder
 from rosa.cli import main
-from rosa.training.prompt_form import read_form
+from rosa.data.prompt_form import read_form
 from tests.rosa.hub_server import TOKEN
 
 def make():

@@ -2,9 +2,9 @@
 
 import pytest
 
+from rosa.data.prompt_form import CHAT, INSTRUCTION, PLAIN
 from rosa.evaluation.conversation import Conversation
 from rosa.evaluation.generation import answer
-from rosa.training.prompt_form import CHAT, INSTRUCTION, PLAIN
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
 
 

@@ -16,11 +16,11 @@ from scipy.stats import binomtest
 
 import rosa
 from rosa.cli import main
+from rosa.data.prompts import prompt
 from rosa.evaluation.evaluate import Evaluation, Score, evaluate
 from rosa.evaluation.generation import answer
 from rosa.evaluation.tasks import TASKS, Task, load_test_rows
 from rosa.storage.locking import alone_in
-from rosa.training.data import prompt
 from tests.rosa.conftest import stir
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from rosa.data.prompt_form import CHAT, INSTRUCTION, PLAIN
+from rosa.data.prompts import question_ids
 from rosa.evaluation.questions import check_form, load_questions, question
-from rosa.training.asking import question_ids
-from rosa.training.prompt_form import CHAT, INSTRUCTION, PLAIN
 from tests.rosa.tiny_qwen2 import tiny_tokenizer
 
 USER, ASSISTANT = {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}

@@ -7,8 +7,8 @@ import pytest
 
 from rosa.cli import main
 from rosa.training.dry_run import GREEN, PLAIN, show
+from tests.rosa.data import chat_templates
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
-from tests.rosa.training import chat_templates
 
 CHATS = [
     {"messages": [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "it " * number + "is"}]}

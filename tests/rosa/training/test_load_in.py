@@ -14,8 +14,8 @@ import rosa
 from rosa.adapters.folder import read_description
 from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.cli import main
+from rosa.data.prompts import prompt
 from rosa.evaluation.generation import answer
-from rosa.training.data import prompt
 from rosa.training.finetune import finetune
 from rosa.training.finetune_arguments import parse
 from rosa.training.methods import load_trained

@@ -13,7 +13,7 @@ import torch
 import rosa
 from rosa.adapters.base import Base, find_base
 from rosa.adapters.folder import read_description
-from rosa.training.data import prompt
+from rosa.data.prompts import prompt
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
 
 EXAMPLES = Path(__file__).parents[3] / "examples"

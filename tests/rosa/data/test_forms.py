@@ -2,7 +2,7 @@
 
 import pytest
 
-from rosa.training.data_forms import DATA_FORMS, check_row, find_form
+from rosa.data.forms import DATA_FORMS, check_row, find_form
 
 USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
 SYSTEM = {"role": "system", "content": "Be brief."}

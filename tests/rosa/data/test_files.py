@@ -5,7 +5,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from rosa.training.data_files import Source, read_rows
+from rosa.data.files import Source, read_rows
 
 ROWS = [{"text": "one"}, {"text": "two, or\nthree"}]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from rosa.training.data_files import kind
-from rosa.training.prompt_form import CHAT, INSTRUCTION, PLAIN
+from rosa.data.files import kind
+from rosa.data.prompt_form import CHAT, INSTRUCTION, PLAIN
 
 # Whose turn it is, by the names that are in use; only the assistant's turns are learnt.
 ASSISTANT = "assistant"

@@ -5,7 +5,9 @@ import warnings
 
 import pytest
 
-from rosa.training.data import IGNORED_LABEL, load_rows, prompt, prompt_ids, tokenize
+from rosa.data.prompts import prompt, prompt_ids
+from rosa.data.rows import load_rows
+from rosa.data.tokens import IGNORED_LABEL, tokenize
 from tests.rosa.tiny_qwen2 import EOS, tiny_tokenizer
 
 ROWS = [

@@ -1,15 +1,55 @@
-"""Questions as the token ids that an adapter is to continue, in the form that its training rows had."""
+"""The prompts of training and of generation: texts, and the token ids that an adapter is to continue."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rosa.training.data import prompt, prompt_ids
-from rosa.training.prompt_form import INSTRUCTION, PLAIN
+from rosa.data.prompt_form import INSTRUCTION, PLAIN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+
+
+def prompt(instruction: str, input: str = "") -> str:
+    """The paper's prompt (Alpaca's), up to where the response begins.
+
+    Args:
+        instruction (str): the task.
+        input (str): further context for the task; empty for none.
+
+    Returns:
+        str: the text that the model is to continue.
+    """
+    return (_WITH_INPUT if input else _WITHOUT_INPUT).format(instruction=instruction, input=input)
+
+
+def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Tokenise prompts as training and generation both see them.
+
+    Args:
+        prompts (sequence of str): at least one text.
+        tokenizer (PreTrainedTokenizerBase): the model's tokenizer.
+
+    Returns:
+        list of list of int: token ids, with the special tokens that the tokenizer puts first and no EOS at the end.
+    """
+    ids = tokenizer(list(prompts))["input_ids"]
+    # Some tokenizers end every text with EOS (Llama's add_eos_token); here the response is yet to come.
+    if tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:
+        ids = [row[:-1] for row in ids]
+    return ids
 
 
 def question_ids(form: str, tokenizer: PreTrainedTokenizerBase, instruction: str, input: str = "") -> list[int]:

@@ -2,9 +2,8 @@
 
 import pytest
 
-from rosa.training.asking import chat_ids, question_ids
-from rosa.training.data import prompt
-from rosa.training.prompt_form import CHAT, FORMS, INSTRUCTION, PLAIN, read_form, save_form
+from rosa.data.prompt_form import CHAT, FORMS, INSTRUCTION, PLAIN, read_form, save_form
+from rosa.data.prompts import chat_ids, prompt, question_ids
 from tests.rosa.tiny_qwen2 import BOS, tiny_tokenizer
 
 TEMPLATE = (

@@ -2,11 +2,11 @@
 
 import pytest
 
-from rosa.training.conversation import check_chat_template, conversation_tokens
-from rosa.training.data import IGNORED_LABEL, tokenize
-from rosa.training.prompt_form import CHAT
+from rosa.data.conversation import check_chat_template, conversation_tokens
+from rosa.data.prompt_form import CHAT
+from rosa.data.tokens import IGNORED_LABEL, tokenize
+from tests.rosa.data import chat_templates
 from tests.rosa.tiny_qwen2 import tiny_tokenizer
-from tests.rosa.training import chat_templates
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASKED, ANSWERED = {"role": "user", "content": "Add 2 and 3."}, {"role": "assistant", "content": "5"}

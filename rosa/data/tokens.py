@@ -1,4 +1,4 @@
-"""Training data: rows and the prompts around them, and the tokens that a model learns from."""
+"""The tokens that a model learns from: training examples made of rows."""
 
 from __future__ import annotations
 
@@ -6,67 +6,15 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rosa.training.conversation import conversation_tokens
-from rosa.training.data_files import Source, dataset_rows, read_rows, read_text
-from rosa.training.data_forms import check_instruction
-from rosa.training.prompt_form import CHAT, INSTRUCTION
+from rosa.data.conversation import conversation_tokens
+from rosa.data.prompt_form import CHAT, INSTRUCTION
+from rosa.data.prompts import prompt, prompt_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["IGNORED_LABEL", "dataset_rows", "load_rows", "prompt", "prompt_ids", "read_text", "tokenize"]
-
 IGNORED_LABEL = -100
-
-_PLAIN = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
-_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
-
-
-def prompt(instruction: str, input: str = "") -> str:
-    """The paper's prompt (Alpaca's), up to where the response begins.
-
-    Args:
-        instruction (str): the task.
-        input (str): further context for the task; empty for none.
-
-    Returns:
-        str: the text that the model is to continue.
-    """
-    return (_WITH_INPUT if input else _PLAIN).format(instruction=instruction, input=input)
-
-
-def load_rows(data: str, split: str | None = None, *, target: str | None = "output") -> list[dict]:
-    """Read instruction data and check every row.
-
-    Args:
-        data (str): a .json file (a list of objects), a .jsonl file (one object a line), a .csv or .parquet file, a
-            folder of such files, or the name of a dataset for `datasets.load_dataset`. A row has the strings
-            `instruction` and `output`, and may have `input`.
-        split (str, optional): the split of a named dataset, None for "train"; files have none.
-        target (str, optional): the field to find beside `instruction`; "answer" for the rows of a test, None for rows
-            that wait for an answer.
-
-    Returns:
-        list of dict: the rows as they came, with `input` set to "" where it was absent or null.
-
-    Raises:
-        FileNotFoundError: there is no such file or dataset.
-        ValueError: the data holds no rows, is not in this form, or a field is missing or not a string; the message
-            names the place.
-    """
-    rows = [check_instruction(row, place, target) for place, row in read_rows(Source(data, split))]
-    if not rows:
-        raise ValueError(f"{data} holds no rows")
-    return rows
 
 
 def tokenize(
@@ -85,7 +33,7 @@ def tokenize(
     of their response, and the end-of-sequence token with it: put after half a sentence, it would teach to stop there.
 
     Args:
-        rows (sequence of dict): rows of `load_rows`, or of another form as `data_forms.Form` says.
+        rows (sequence of dict): rows of `rows.load_rows`, or of another form as `forms.Form` says.
         tokenizer (PreTrainedTokenizerBase): the model's tokenizer; it must have an eos_token, for conversations a chat
             template instead.
         max_length (int): tokens after which a row is cut off.
@@ -168,23 +116,6 @@ def example(ids: list[int], learnt: list[int], max_length: int, train_on_prompt:
 def teaches(example: dict[str, list[int]]) -> bool:
     """Whether a token is predicted that is to be learnt: a batch without any would have a loss of 0/0."""
     return any(label != IGNORED_LABEL for label in example["labels"][1:])
-
-
-def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Tokenise prompts as training and generation both see them.
-
-    Args:
-        prompts (sequence of str): at least one text.
-        tokenizer (PreTrainedTokenizerBase): the model's tokenizer.
-
-    Returns:
-        list of list of int: token ids, with the special tokens that the tokenizer puts first and no EOS at the end.
-    """
-    ids = tokenizer(list(prompts))["input_ids"]
-    # Some tokenizers end every text with EOS (Llama's add_eos_token); here the response is yet to come.
-    if tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:
-        ids = [row[:-1] for row in ids]
-    return ids
 
 
 def _conversation(row: dict, tokenizer: PreTrainedTokenizerBase, place: str) -> tuple[list[int], list[int]]:
