@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import fill
+from benchmarks.document import update
 from benchmarks.tables import markdown
 from rosa.evaluation.tasks.numbers import last_number
 from rosa.storage.files import replace_text
@@ -75,7 +75,7 @@ def parts() -> dict[str, str]:
 
 def write() -> None:
     """Writes the document's generated parts."""
-    replace_text(DOCUMENT, fill(DOCUMENT.read_text(encoding="utf-8"), parts()))
+    update(DOCUMENT, parts())
 
 
 def _share(found: list[bool]) -> float:

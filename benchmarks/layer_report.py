@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
 import rosa
 from benchmarks.charts import DPI
+from benchmarks.document import update
 from benchmarks.layer_rules import RULES
-from benchmarks.report import fill
 from benchmarks.results import RESULTS
 from benchmarks.scaling import MODELS
 from benchmarks.step_flops import TYPICAL, step_flops
@@ -183,6 +183,6 @@ def draw(groups: Sequence[Sequence[Run]], path: Path) -> None:
 def write() -> None:
     """Writes the tables into docs/layers.md, and the picture beside it."""
     made = parts()
-    DOCUMENT.write_text(fill(DOCUMENT.read_text(encoding="utf-8"), made), encoding="utf-8")
+    update(DOCUMENT, made)
     draw(kept_groups(), PICTURE)
     print("\n\n".join(made.values()))

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import fill
+from benchmarks.document import update
 from benchmarks.tables import markdown as markdown_table
 from rosa.comparison.plan import Comparison, load_comparison
 from rosa.comparison.report import OUTCOMES_NAME, k_ratio_points, read_outcomes
@@ -115,7 +115,7 @@ def main() -> None:
             KEPT[name].parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(load_comparison(config).output / OUTCOMES_NAME, KEPT[name])
         shutil.copyfile(load_comparison(CONFIGS["miniature"]).output / "inspection" / ENERGY.name, ENERGY)
-    DOCUMENT.write_text(fill(DOCUMENT.read_text(encoding="utf-8"), parts()), encoding="utf-8")
+    update(DOCUMENT, parts())
     comparison, outcomes = kept("miniature")
     draw_k_ratio(k_ratio_points(comparison, summary(comparison, outcomes)), PICTURE)
 

@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import BatchSampler, RandomSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from benchmarks.report import fill
+from benchmarks.document import update
 from benchmarks.tables import markdown
 from rosa.adapters.pretrained import load_tokenizer
 from rosa.data.rows import load_rows
@@ -130,7 +130,7 @@ def main() -> None:
     if given:
         save(*given)
     made = table(read_kept())
-    DOCUMENT.write_text(fill(DOCUMENT.read_text(encoding="utf-8"), {"padding": made}), encoding="utf-8")
+    update(DOCUMENT, {"padding": made})
     print(made)
 
 

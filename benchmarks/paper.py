@@ -9,7 +9,6 @@ running the layer as `--bf16 true` runs it.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
 import os
@@ -26,9 +25,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import scaling, static
+from benchmarks.document import update_or_print
 from benchmarks.paper_counts import ALL, MODELS, build, linears, methods, sizes
 from benchmarks.paper_printed import averages_table, newer_table, parameters_table, table
-from benchmarks.report import fill
 from rosa.models.decoder import decoder_layers
 from rosa.training.memory import CONTEXT, GIB, LOADED, STATE, kept_by_layers, logits, quantized, state_bytes
 
@@ -198,17 +197,5 @@ def tables() -> dict[str, str]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--print", action="store_true", dest="only_print", help="print the tables and write nothing")
-    only_print = parser.parse_args().only_print
-    parts = tables()
-    if not only_print:
-        DOCUMENT.write_text(fill(DOCUMENT.read_text(encoding="utf-8"), parts), encoding="utf-8")
-    print("\n\n".join(parts.values()))
-
-
 if __name__ == "__main__":
-    main()
+    update_or_print("paper", __doc__, DOCUMENT, tables)

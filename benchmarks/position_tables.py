@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.report import fill
+from benchmarks.document import update
 from benchmarks.tables import markdown
 from rosa.storage.files import replace_text
 
@@ -47,7 +47,7 @@ def parts() -> dict[str, str]:
 
 def write() -> None:
     """Writes the document's tables."""
-    replace_text(DOCUMENT, fill(DOCUMENT.read_text(encoding="utf-8"), parts()))
+    update(DOCUMENT, parts())
 
 
 def _logits(models: Sequence[dict[str, Any]]) -> str:

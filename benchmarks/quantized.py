@@ -9,7 +9,6 @@ bitsandbytes' 8-bit layers keep until backward.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 from pathlib import Path
@@ -20,9 +19,9 @@ if __name__ == "__main__":
     os.environ.setdefault("ROSA_BACKEND", "triton")
 
 from benchmarks import paper
+from benchmarks.document import update_or_print
 from benchmarks.paper_counts import ALL, linears, sizes
 from benchmarks.paper_printed import table
-from benchmarks.report import fill
 from rosa.training.memory import CONTEXT, GIB, LOADED, STATE, quantized
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "quantized.md"
@@ -83,16 +82,5 @@ def tables() -> dict[str, str]:
     return {"quantized": quantized_table()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quantized", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--print", action="store_true", dest="only_print", help="print the table and write nothing")
-    parts = tables()
-    if not parser.parse_args().only_print:
-        DOCUMENT.write_text(fill(DOCUMENT.read_text(encoding="utf-8"), parts), encoding="utf-8")
-    print("\n\n".join(parts.values()))
-
-
 if __name__ == "__main__":
-    main()
+    update_or_print("quantized", __doc__, DOCUMENT, tables)

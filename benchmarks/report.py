@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import charts, tables, targets
+from benchmarks.document import fill
 from benchmarks.results import RESULTS, Machine, ResultsError, Run, machines, read
 
 ROOT = Path(__file__).parent.parent
@@ -79,22 +80,6 @@ def chart_name(machine: Machine, group: str) -> str:
 
 def _counted(runs: Sequence[Run]) -> Run | None:
     return next((run for run in runs if any(row["group"] == "counted" for row in run.rows)), None)
-
-
-def fill(text: str, parts: dict[str, str]) -> str:
-    """A document's text with each part between its markers.
-
-    Raises:
-        ResultsError: the document lacks a part's markers.
-    """
-    for name, part in parts.items():
-        begin, end = f"<!-- report:{name} begin -->", f"<!-- report:{name} end -->"
-        before, found, rest = text.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not (found and closed):
-            raise ResultsError(f"the document lacks {begin} … {end}, between which the report writes")
-        text = f"{before}{begin}\n{part}\n{end}{after}"
-    return text
 
 
 def filled(parts: dict[str, str], root: Path = ROOT) -> dict[Path, str]:

@@ -9,7 +9,6 @@ processes send, reduce and gather what `reduced` and `gathered` say (`tests/scal
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +18,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 import rosa
+from benchmarks.document import update_or_print
 from benchmarks.presets import PRESETS
-from benchmarks.report import fill
 from benchmarks.results import COUNTED, read
 from rosa.models.decoder import decoder_layers
 from rosa.training.memory import GIB, LOGIT, state_bytes
@@ -205,16 +204,5 @@ def tables() -> dict[str, str]:
     return {"models": models_table(), "gpus": gpus_table(), "compute": compute_table()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--print", action="store_true", dest="only_print", help="print the tables and write nothing")
-    parts = tables()
-    if not parser.parse_args().only_print:
-        DOCUMENT.write_text(fill(DOCUMENT.read_text(encoding="utf-8"), parts), encoding="utf-8")
-    print("\n\n".join(parts.values()))
-
-
 if __name__ == "__main__":
-    main()
+    update_or_print("scaling", __doc__, DOCUMENT, tables)

@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import roae_variants
-from benchmarks.report import fill
+from benchmarks.document import update
 from benchmarks.tables import markdown
 from rosa.comparison.plan import BASE, Comparison, load_comparison
 from rosa.comparison.run import best_rates
@@ -277,7 +277,7 @@ def parts() -> dict[Path, dict[str, str]]:
 def main() -> None:
     """Write the documents and draw the picture."""
     for file, made in parts().items():
-        file.write_text(fill(file.read_text(encoding="utf-8"), made), encoding="utf-8")
+        update(file, made)
     draw_courses({task: study for task in TASKS if (study := Study(task)).rates})
 
 

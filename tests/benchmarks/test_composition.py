@@ -7,7 +7,7 @@ import rosa
 from benchmarks import composition, composition_report
 from benchmarks.composition import FORM, SKILL, Setting
 from benchmarks.composition_data import Row, make_rows
-from benchmarks.report import fill
+from benchmarks.document import fill
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
 
 SETTING = Setting((0, 1), 3, steps=6)

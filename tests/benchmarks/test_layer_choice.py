@@ -10,9 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 import rosa
 from benchmarks import layer_choice, layer_report
+from benchmarks.document import fill
 from benchmarks.layer_report import Run
 from benchmarks.layer_rules import RULES
-from benchmarks.report import fill
 from benchmarks.step_flops import Batch, step_flops
 from rosa.selection.algorithm import Selection, Selector
 from tests.rosa.tiny_qwen2 import tiny_tokenizer

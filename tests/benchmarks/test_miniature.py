@@ -5,7 +5,7 @@ import math
 import pytest
 
 from benchmarks import miniature
-from benchmarks.report import fill
+from benchmarks.document import fill
 from rosa.miniature.make import SEEN_TASK
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import padding
-from benchmarks.report import fill
+from benchmarks.document import fill
 from rosa.data.rows import load_rows
 from rosa.data.tokens import tokenize
 from tests.rosa.tiny_qwen2 import tiny_tokenizer

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from benchmarks import paper, paper_counts, paper_printed, quantized
-from benchmarks.report import fill
+from benchmarks.document import fill
 from benchmarks.results import COUNTED, read
 from rosa.data.prompts import prompt
 from rosa.data.rows import load_rows

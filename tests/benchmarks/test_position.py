@@ -5,8 +5,8 @@ import torch
 
 import rosa
 from benchmarks import position, position_tables
+from benchmarks.document import fill
 from benchmarks.position import Problem, by_place, long_rows, losses, response_logits, shifted
-from benchmarks.report import fill
 from benchmarks.roae_variants import AS_IT_IS, ONE_GAIN, VARIANTS, changed
 from rosa.adapters.roae import RoAE
 from rosa.data.tokens import IGNORED_LABEL

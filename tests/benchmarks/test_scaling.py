@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 import rosa
 from benchmarks import scaling
-from benchmarks.report import fill
+from benchmarks.document import fill
 
 
 def test_the_document_has_the_tables_that_the_formulas_give():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import smollm2, smollm2_report
-from benchmarks.report import fill
+from benchmarks.document import fill
 from rosa.comparison.cell import OF_THE_MACHINE
 from rosa.comparison.fit import check_options
 

@@ -53,6 +53,14 @@ def make_patched(family="qwen2", *, config=None, **options):
     return stir(rosa.patch(make_model(family, **options), config))
 
 
+@pytest.fixture(scope="module")
+def reference_backend():
+    """Triton's interpreter would take most of the time, and has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROSA_BACKEND", "reference")
+        yield
+
+
 @pytest.fixture(name="make_model")
 def _make_model():
     return make_model

@@ -33,7 +33,7 @@ from rosa.miniature.make import MiniatureRecipe
 from rosa.training.finetune import finetune
 from rosa.training.finetune_arguments import parse
 
-from .tiny_qwen2 import tiny_model, tiny_tokenizer
+from .tiny_qwen2 import save_base
 
 ROOT = Path(__file__).parents[2]
 ROWS = [
@@ -48,22 +48,14 @@ SETTINGS = {
     "decoding": {"batch_size": 4, "max_new_tokens": 4, "limit": 4},
 }
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _on_the_reference_backend():
-    """Triton's interpreter would take most of the time, and has tests of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROSA_BACKEND", "reference")
-        yield
+pytestmark = pytest.mark.usefixtures("reference_backend")
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A base model, training data and the folders of two tasks."""
     folder = tmp_path_factory.mktemp("files")
-    tokenizer = tiny_tokenizer([row["instruction"] + row["output"] for row in ROWS], vocab_size=300)
-    tiny_model(len(tokenizer)).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    save_base(folder / "base", ROWS)
     (folder / "rows.json").write_text(json.dumps(ROWS))
     for name, form in (("doubles", "number"), ("words", ["the", "a"])):
         (folder / name).mkdir()

@@ -14,7 +14,7 @@ from rosa.comparison.fit import check_options
 from rosa.comparison.plan import load_comparison
 from rosa.comparison.printed import MICRO, TRAINABLE, Printed, read_printed
 
-from .tiny_qwen2 import tiny_model, tiny_tokenizer
+from .tiny_qwen2 import save_base
 
 PAPER = Path(__file__).parents[2] / "configs" / "paper"
 TABLES = sorted(file.name for file in PAPER.glob("*.yaml") if "seeds" in yaml.safe_load(file.read_text()))
@@ -26,9 +26,7 @@ METHODS = {"RoSA": {"rank": 4}, "LoRA": {"method": "lora", "peft": {"r": 2}}, "L
 def folder(tmp_path_factory):
     """A comparison's file, its training options in one of their own, a base, data, two tasks, and printed figures."""
     folder = tmp_path_factory.mktemp("comparison")
-    tokenizer = tiny_tokenizer([row["instruction"] + row["output"] for row in ROWS], vocab_size=300)
-    tiny_model(len(tokenizer)).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    save_base(folder / "base", ROWS)
     (folder / "rows.json").write_text(json.dumps(ROWS))
     for name in ("doubles", "sums"):
         (folder / name).mkdir()

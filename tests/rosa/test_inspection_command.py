@@ -18,12 +18,7 @@ from .tiny_qwen2 import tiny_model, tiny_tokenizer
 ROWS = [{"instruction": f"Say {i}.", "output": f"It is {i}."} for i in range(8)]
 TEXT = "\n".join(row["instruction"] + " " + row["output"] for row in ROWS)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _backend():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROSA_BACKEND", "reference")
-        yield
+pytestmark = pytest.mark.usefixtures("reference_backend")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """A Qwen2 small enough to train in a test, and a byte-level BPE tokenizer learnt from the test's own text."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -43,3 +44,11 @@ def tiny_model(vocab_size: int, *, initializer_range: float = 0.02, seed: int = 
         pad_token_id=None,
     )
     return Qwen2ForCausalLM(config)
+
+
+def save_base(folder: Path, rows: Iterable[dict], *, seed: int = 0) -> Path:
+    """A folder with a tiny model and a tokenizer that has learnt the instructions and outputs of rows."""
+    tokenizer = tiny_tokenizer([row["instruction"] + row["output"] for row in rows], vocab_size=300)
+    tiny_model(len(tokenizer), seed=seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

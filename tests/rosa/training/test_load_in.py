@@ -25,12 +25,7 @@ ROWS = [{"instruction": f"Add {i} and {i}.", "output": f"The sum is {2 * i}", "a
 OF_BITSANDBYTES = {"4bit": bitsandbytes.nn.Linear4bit, "8bit": bitsandbytes.nn.Linear8bitLt}
 OF_TORCHAO = {"4bit": IntxUnpackedToInt8Tensor, "8bit": Int8Tensor}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _on_the_reference_backend():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROSA_BACKEND", "reference")
-        yield
+pytestmark = pytest.mark.usefixtures("reference_backend")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import rosa
 from rosa.cli import main
 from rosa.storage.settings import as_arguments
 from rosa.training.methods import BASELINES, METHODS, attach, load_trained, norm_names, trainable
-from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
+from tests.rosa.tiny_qwen2 import save_base, tiny_model
 
 # What fits a model of hidden size 64.
 SMALL = {"c3a": {"block_size": 16}, "adalora": {"init_r": 4, "target_r": 2}, "boft": {"boft_n_butterfly_factor": 1}}
@@ -33,9 +33,7 @@ def _environment():
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    tokenizer = tiny_tokenizer([row["instruction"] + row["output"] for row in ROWS], vocab_size=300)
-    tiny_model(len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_base(folder, ROWS)
     (folder / "rows.json").write_text(json.dumps(ROWS))
     return folder
 

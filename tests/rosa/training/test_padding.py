@@ -10,22 +10,19 @@ from rosa.storage.settings import load_settings
 from rosa.training.finetune import finetune
 from rosa.training.finetune_arguments import parse
 from rosa.training.padding import padding_share
-from tests.rosa.training.test_resuming import ROOT, make_base
+from tests.rosa.tiny_qwen2 import save_base
+from tests.rosa.training.test_resuming import ROOT
+from tests.rosa.training.test_resuming import ROWS as SUMS
 
 ROWS = [{"instruction": f"Add {'one and ' * (7 * i % 18)}{i}.", "output": f"It is {i % 7 + i}"} for i in range(18)]
 GROUPED = ("--train_sampling_strategy", "group_by_length")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _on_the_reference_backend():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROSA_BACKEND", "reference")
-        yield
+pytestmark = pytest.mark.usefixtures("reference_backend")
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return make_base(tmp_path_factory.mktemp("model") / "base")
+    return save_base(tmp_path_factory.mktemp("model") / "base", SUMS)
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,7 @@ ROWS = [
     {"instruction": f"Add {'one and ' * (7 * i % 20)}{i}.", "output": f"It is {i}" * (i % 3 + 1)} for i in range(20)
 ]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _on_the_reference_backend():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROSA_BACKEND", "reference")
-        yield
+pytestmark = pytest.mark.usefixtures("reference_backend")
 
 
 @pytest.fixture(scope="module")

@@ -21,30 +21,17 @@ from rosa.storage.locking import alone_in
 from rosa.training.finetune import finetune
 from rosa.training.finetune_arguments import parse
 from rosa.training.resuming import last_checkpoint
-from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
+from tests.rosa.tiny_qwen2 import save_base
 
 ROOT = Path(__file__).parents[3]
 ROWS = [{"instruction": f"Add {i} and {i}.", "output": f"The answer is {2 * i}"} for i in range(16)]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _on_the_reference_backend():
-    """Triton's interpreter would take most of the time, and has tests of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROSA_BACKEND", "reference")
-        yield
-
-
-def make_base(folder, *, seed=0):
-    tokenizer = tiny_tokenizer([row["instruction"] + row["output"] for row in ROWS], vocab_size=300)
-    tiny_model(len(tokenizer), seed=seed).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("reference_backend")
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return make_base(tmp_path_factory.mktemp("model") / "base")
+    return save_base(tmp_path_factory.mktemp("model") / "base", ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +101,7 @@ def test_another_setting_is_refused_by_name(base, data, copy, options, message):
 
 
 def test_another_base_of_the_same_shape_and_other_data_are_refused(base, data, copy, tmp_path):
-    other, rows = make_base(tmp_path / "other", seed=1), tmp_path / "rows.json"
+    other, rows = save_base(tmp_path / "other", ROWS, seed=1), tmp_path / "rows.json"
     with pytest.raises(ValueError, match=r"other settings: base was \w{16}, now \w{16}\. --resume"):
         train(other, data, copy, "--resume")
     rows.write_text(json.dumps([*ROWS[:-1], {"instruction": "Add.", "output": "No."}]))

@@ -11,27 +11,20 @@ from rosa.cli import main
 from rosa.training.finetune import finetune
 from rosa.training.finetune_arguments import parse
 from rosa.training.watching import summary
-from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
+from tests.rosa.tiny_qwen2 import save_base
 
 ROWS = [{"instruction": f"Add {i} and {i}.", "output": f"The answer is {2 * i}"} for i in range(24)]
 LINE = re.compile(
     r" ?(\d+)/12  loss (\d\.\d{4})  lr (\d\.\de-\d\d)  ([\d,]+) tok/s  layers (\d)/2  \d:\d\d left", re.MULTILINE
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _on_the_reference_backend():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROSA_BACKEND", "reference")
-        yield
+pytestmark = pytest.mark.usefixtures("reference_backend")
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    tokenizer = tiny_tokenizer([row["instruction"] + row["output"] for row in ROWS], vocab_size=300)
-    tiny_model(len(tokenizer)).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    save_base(folder / "base", ROWS)
     (folder / "rows.json").write_text(json.dumps(ROWS))
     return folder
 
