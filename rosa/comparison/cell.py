@@ -10,7 +10,6 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.comparison.inputs import Inputs, check_unchanged
@@ -79,22 +78,27 @@ def run_cell(cell: Cell, inputs: Inputs) -> None:
     ):
         check_unchanged(cell, inputs)
         try:
-            training, model = _trained(cell, inputs) if cell.trains else _untrained(cell)
-            outcome = _tested(cell, model, inputs) if cell.tests else {}
+            outcome = _trained(cell, inputs) if cell.trains else {}
+            _free_memory()
+            if cell.tests:
+                outcome |= _tested(cell, inputs)
         except FloatingPointError as error:
-            training, model, outcome = {}, None, {"diverged": str(error)}
-        _write(cell, RESULT_NAME, inputs, training | outcome)
-    del model
+            outcome = {"diverged": str(error)}
+        _write(cell, RESULT_NAME, inputs, outcome)
+    _free_memory()
+
+
+def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _trained(cell: Cell, inputs: Inputs) -> tuple[dict[str, Any], PreTrainedModel | None]:
-    """What training came to, and the model unless an earlier process trained it."""
+def _trained(cell: Cell, inputs: Inputs) -> dict[str, Any]:
+    """What training came to, here or in an earlier process."""
     done = _read(cell, TRAINING_NAME, inputs)
     if done is not None:
-        return done, None
+        return done
     job, args = parse([*cell.arguments, "--resume" if _goes_on(cell) else "--overwrite"])
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -115,7 +119,7 @@ def _trained(cell: Cell, inputs: Inputs) -> tuple[dict[str, Any], PreTrainedMode
         "course": course,
     }
     _write(cell, TRAINING_NAME, inputs, training)
-    return training, trainer.model
+    return training
 
 
 def _validation_loss(trainer: SelectiveTrainer) -> float:
@@ -141,17 +145,16 @@ def _goes_on(cell: Cell) -> bool:
         return False
 
 
-def _untrained(cell: Cell) -> tuple[dict[str, Any], PreTrainedModel]:
+def _tested(cell: Cell, inputs: Inputs) -> dict[str, Any]:
+    """The accuracies on all tasks, and what they were made with.
+
+    Of the model as it is loaded again: what training holds beside it, several times as much on a small base, is gone.
+    """
     model = load_model(cell.model, load_in=cell.load_in)
+    if cell.trains:
+        model = load_trained(model, cell.folder)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return {"trainable": 0, "total": model.num_parameters()}, model
-
-
-def _tested(cell: Cell, model: PreTrainedModel | None, inputs: Inputs) -> dict[str, Any]:
-    """The accuracies on all tasks, and what they were made with."""
-    if model is None:
-        model = load_trained(load_model(cell.model, load_in=cell.load_in), cell.folder)
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+    size = {} if cell.trains else {"trainable": 0, "total": model.num_parameters()}
     tokenizer = load_tokenizer(cell.model)
     found = evaluate(
         model,
@@ -163,7 +166,7 @@ def _tested(cell: Cell, model: PreTrainedModel | None, inputs: Inputs) -> dict[s
         # The weights of a reloaded model may be shaped otherwise, as AdaLoRA's are.
         made_with={**cell.settings, **inputs.of_training(cell)},
     )
-    tests = {"tasks": found.to_dict()["tasks"], "tested_with": inputs.of_tests()}
+    tests = size | {"tasks": found.to_dict()["tasks"], "tested_with": inputs.of_tests()}
     if not inputs.others:
         return tests
     return tests | {"forgetting_loss": response_loss(model, tokenizer, inputs.others)}

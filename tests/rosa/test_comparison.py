@@ -133,8 +133,6 @@ def test_a_quantized_base_is_trained_on_and_tested_and_told_apart(files, tmp_pat
     monkeypatch.setattr(rosa.comparison.cell, "load_model", load)
     for cell in cells:
         run_cell(cell, inputs)
-    (cells[1].folder / "result.json").unlink()
-    run_cell(cells[1], inputs)  # with the adapter that it finds
     assert [model.is_loaded_in_4bit for model in loaded] == [True, True]
     for cell in (plain.base_cell(model), plain.cell(model, "RoSA", 1)):
         with pytest.raises(ValueError, match=r"made with other settings \(load_in\)"):
