@@ -10,10 +10,10 @@ from rosa.adapters.config import ALL_LINEAR, RoadConfig
 from rosa.adapters.layers import chosen_layers
 from rosa.adapters.road import Pairing, Road, RopeRoad
 from rosa.errors import UnsupportedModelError
-from rosa.models.decoder import DecoderLayer, decoder_layers
+from rosa.models.decoder import DecoderLayer, decoder_layers, nearest_config
 from rosa.models.linear import LinearSite, linear_sites, output_width
 from rosa.models.names import plain
-from rosa.models.probe import RotaryShape, RotarySite, nearest_config, rotary_sites
+from rosa.models.probe import RotaryShape, RotarySite, rotary_sites
 
 NEIGHBOURS = Pairing(2)
 

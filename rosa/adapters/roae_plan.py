@@ -10,9 +10,9 @@ from rosa.adapters.config import RosaConfig
 from rosa.adapters.layers import chosen_layers
 from rosa.adapters.roae import RoAE
 from rosa.errors import UnsupportedModelError
-from rosa.models.decoder import DecoderLayer
+from rosa.models.decoder import DecoderLayer, nearest_config
 from rosa.models.names import plain
-from rosa.models.probe import RotarySite, nearest_config, rotary_sites
+from rosa.models.probe import RotarySite, rotary_sites
 from rosa.models.rotary import RotaryLayout
 
 

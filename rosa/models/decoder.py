@@ -117,3 +117,10 @@ def text_decoder(model: nn.Module) -> nn.Module:
         if decoder is not None and any(isinstance(m, nn.ModuleList) for m in decoder.modules()):
             return decoder
     return model
+
+
+def nearest_config(model: nn.Module, name: str) -> Any:
+    """The configuration of the module of this name or, where it keeps none, of the nearest one above that does."""
+    parts = name.split(".")
+    modules = (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts), -1, -1))
+    return next((module.config for module in modules if hasattr(module, "config")), None)
