@@ -31,7 +31,7 @@ from rosa.data.rows import load_rows
 from rosa.data.tokens import IGNORED_LABEL, tokenize
 from rosa.selection.log import read_entry
 from rosa.storage.files import replace_text
-from rosa.training.finetune_arguments import parse
+from rosa.training.parsing import parse
 from rosa.training.resuming import last_checkpoint
 from rosa.training.trainer import RosaTrainer
 

@@ -18,8 +18,9 @@ from benchmarks import scaling
 from benchmarks.presets import PRESETS, QWEN
 from rosa.models.decoder import decoder_layers
 from rosa.storage.settings import as_arguments, load_settings
-from rosa.training.finetune_arguments import FinetuneArguments, parse
+from rosa.training.finetune_arguments import FinetuneArguments
 from rosa.training.methods import attach, trainable
+from rosa.training.parsing import parse
 
 WRITTEN = ", as written"  # behind the name of a method that the paper's text sets otherwise than its tables
 CONFIGS = Path(__file__).parent.parent / "configs" / "paper"

@@ -33,8 +33,8 @@ from rosa.comparison.plan import slug
 from rosa.storage.files import replace_text
 from rosa.storage.settings import as_arguments, load_settings
 from rosa.training import finetune as job_module
-from rosa.training.finetune_arguments import parse
 from rosa.training.methods import load_trained, trainable
+from rosa.training.parsing import parse
 from rosa.training.trainer import RosaTrainer
 from rosa_kernels import rope_roae
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rosa.training.dry_run import dry_run
 from rosa.training.finetune import finetune
-from rosa.training.finetune_arguments import parse
+from rosa.training.parsing import parse
 from rosa.training.processes import leave_process_groups
 from rosa.training.watching import PICTURE_NAME, summary
 

@@ -21,8 +21,8 @@ from rosa.storage.files import replace_text
 from rosa.storage.locking import alone_in
 from rosa.storage.parsing import parse_object
 from rosa.training.finetune import finetune
-from rosa.training.finetune_arguments import parse
 from rosa.training.methods import load_trained, resumes, trainable
+from rosa.training.parsing import parse
 from rosa.training.resuming import changes, last_checkpoint, made_with
 from rosa.training.selective_trainer import SelectiveTrainer
 

@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rosa.adapters.pretrained import quantization_of
 from rosa.comparison.plan import Cell
-from rosa.training.finetune_arguments import parse
 from rosa.training.methods import attach, trainable
+from rosa.training.parsing import parse
 
 
 def check_options(cell: Cell) -> None:

@@ -12,8 +12,9 @@ from rosa.comparison.narrowing import changed, only
 from rosa.comparison.printed import Printed, read_printed
 from rosa.miniature.make import MiniatureRecipe
 from rosa.storage.settings import as_arguments, check_keys, load_settings, mapping, mapping_or_file
-from rosa.training.finetune_arguments import option_names, unread_options
+from rosa.training.finetune_arguments import unread_options
 from rosa.training.methods import OURS, ROSA
+from rosa.training.parsing import option_names
 
 BASE = "base"  # the row of the model as it is
 GRID = "learning_rates"

@@ -12,7 +12,7 @@ from rosa.adapters.pretrained import load_model
 from rosa.adapters.roae import RoAE
 from rosa.storage.settings import as_arguments
 from rosa.training.finetune import finetune
-from rosa.training.finetune_arguments import parse
+from rosa.training.parsing import parse
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
 
 CONFIG = rosa.RosaConfig(r_low=0.5, alpha=1.0, rank=32)

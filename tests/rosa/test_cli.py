@@ -22,7 +22,7 @@ from rosa.data.prompts import prompt
 from rosa.data.rows import load_rows
 from rosa.data.tokens import tokenize
 from rosa.evaluation.generation import answer
-from rosa.training.finetune_arguments import parse
+from rosa.training.parsing import parse
 
 from .tiny_qwen2 import tiny_model, tiny_tokenizer
 

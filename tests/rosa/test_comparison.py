@@ -31,7 +31,7 @@ from rosa.comparison.statistics import best_baseline, micro_by_seed, spread, sum
 from rosa.comparison.tables import csv_table, latex, markdown
 from rosa.miniature.make import MiniatureRecipe
 from rosa.training.finetune import finetune
-from rosa.training.finetune_arguments import parse
+from rosa.training.parsing import parse
 
 from .tiny_qwen2 import save_base
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from rosa.cli import main
 from rosa.data.prompt_form import read_form
 from rosa.training import job_data
-from rosa.training.finetune_arguments import parse
 from rosa.training.job_data import prepare
+from rosa.training.parsing import parse
 from tests.rosa.data import chat_templates
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
 

@@ -17,8 +17,8 @@ from rosa.cli import main
 from rosa.data.prompts import prompt
 from rosa.evaluation.generation import answer
 from rosa.training.finetune import finetune
-from rosa.training.finetune_arguments import parse
 from rosa.training.methods import load_trained
+from rosa.training.parsing import parse
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
 
 ROWS = [{"instruction": f"Add {i} and {i}.", "output": f"The sum is {2 * i}", "answer": str(2 * i)} for i in range(8)]

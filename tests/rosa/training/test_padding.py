@@ -8,8 +8,8 @@ import pytest
 
 from rosa.storage.settings import load_settings
 from rosa.training.finetune import finetune
-from rosa.training.finetune_arguments import parse
 from rosa.training.padding import padding_share
+from rosa.training.parsing import parse
 from tests.rosa.tiny_qwen2 import save_base
 from tests.rosa.training.test_resuming import ROOT
 from tests.rosa.training.test_resuming import ROWS as SUMS

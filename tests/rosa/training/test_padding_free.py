@@ -10,8 +10,8 @@ from transformers import TrainingArguments
 
 import rosa
 from rosa.training.finetune import finetune
-from rosa.training.finetune_arguments import parse
 from rosa.training.padding_free import RowsApart, flattening, leak
+from rosa.training.parsing import parse
 from tests.rosa import families
 from tests.rosa.conftest import FAMILIES
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer

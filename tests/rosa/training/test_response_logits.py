@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import rosa
 from rosa.training.finetune import finetune
-from rosa.training.finetune_arguments import parse
+from rosa.training.parsing import parse
 from rosa.training.selective_trainer import SelectiveTrainer
 from tests.rosa import families
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer

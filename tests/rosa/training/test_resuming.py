@@ -19,7 +19,7 @@ from transformers import Trainer
 import rosa
 from rosa.storage.locking import alone_in
 from rosa.training.finetune import finetune
-from rosa.training.finetune_arguments import parse
+from rosa.training.parsing import parse
 from rosa.training.resuming import last_checkpoint
 from tests.rosa.tiny_qwen2 import save_base
 

@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from rosa.cli import main
 from rosa.training.finetune import finetune
-from rosa.training.finetune_arguments import parse
+from rosa.training.parsing import parse
 from rosa.training.watching import summary
 from tests.rosa.tiny_qwen2 import save_base
 
