@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,10 @@ def describe_origin(model: nn.Module) -> dict[str, str | None]:
         model (nn.Module): the plain model, without wrappers.
     """
     config = getattr(model, "config", None)
-    return {NAME: getattr(config, "name_or_path", None) or None, REVISION: getattr(config, "_commit_hash", None)}
+    name = getattr(config, "name_or_path", None) or None
+    if name is not None and os.path.isdir(name):
+        name = os.path.abspath(name)  # or it would be another folder, or a name on the hub, for who is elsewhere
+    return {NAME: name, REVISION: getattr(config, "_commit_hash", None)}
 
 
 def find_base(descriptions: Mapping[Path, Mapping[str, Any]], given: str | None = None) -> Base:

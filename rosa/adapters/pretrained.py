@@ -53,15 +53,32 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     _refuse_patched(Path(name))
+    # A folder by its whole path, which the adapters will name and which is found from everywhere.
+    source = os.path.abspath(name) if Path(name).is_dir() else name
     settings = {"dtype": dtype, "attn_implementation": attn_implementation, "device_map": device_map}
     settings["revision"] = revision or "main"
     if load_in is not None:
         settings["quantization_config"] = quantization_of(name, load_in, revision)
     with _faults_told(name, "model"):
-        model = AutoModelForCausalLM.from_pretrained(name, **settings)
+        model = AutoModelForCausalLM.from_pretrained(source, **settings)
         if not Path(name).is_dir():
             model.config._commit_hash = hub_commit(os.fspath(name), revision)  # for the adapters that it will have
     return model
+
+
+def load_shapes(name: str | os.PathLike, *, attn_implementation: str | None = None) -> PreTrainedModel:
+    """A causal language model on the meta device: shapes, and no weights. Of the model its configuration alone is read.
+
+    Args, Raises: as of `load_model`.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with _faults_told(name, "model"):
+        config = AutoConfig.from_pretrained(name)
+        settings = {"dtype": config.dtype or torch.float32, "attn_implementation": attn_implementation}
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, **settings)
 
 
 def quantization_of(name: str | os.PathLike, load_in: str, revision: str | None = None) -> QuantizationConfigMixin:

@@ -10,7 +10,10 @@ class AllocateRanks(TrainerCallback):
     """AdaLoRA's ranks fall during training: peft wants to know the number of steps, and each step when it is done."""
 
     def on_train_begin(self, args, state, control, model, **kwargs):
-        model.peft_config["default"].total_step = state.max_steps
+        config = model.peft_config["default"]
+        if state.max_steps - config.tfinal < 2:  # peft would cut the ranks by what it has not measured yet
+            raise ValueError(f"AdaLoRA needs at least {config.tfinal + 2} steps, and the run has {state.max_steps}")
+        config.total_step = state.max_steps
         model.base_model.rankallocator.set_total_step(state.max_steps)
 
     def on_optimizer_step(self, args, state, control, model, **kwargs):

@@ -6,27 +6,30 @@ import copy
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from itertools import groupby
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
+from rosa.adapters.pretrained import load_shapes
 from rosa.data.tokens import IGNORED_LABEL
 from rosa.models.linear import linear_sites
 from rosa.training.job_data import JobData, prepare
 from rosa.training.memory import GIB, Memory, quantized, step_memory
-from rosa.training.methods import attach, trainable
+from rosa.training.methods import trainable
 from rosa.training.padding import epoch_padding
+from rosa.training.preflight import attach_to_shapes, check, starting_point
 
 if TYPE_CHECKING:
     from rosa.training.finetune_arguments import FinetuneArguments
 
 EXAMPLES = 3
 STREAMED = 1000  # rows that are looked at of a stream
+_NO_OUTPUT = "trainer_output"  # transformers' word for none given
 SHOWN = 100  # tokens at either end of an example
 GREEN, PLAIN = "\033[32m", "\033[0m"
 
@@ -41,7 +44,9 @@ def dry_run(job: FinetuneArguments, args: TrainingArguments) -> None:
     Raises:
         ValueError, OSError: the data, the tokenizer, the model's configuration or the method's is at fault.
     """
-    config = job.config  # raises before anything is read
+    if args.output_dir != _NO_OUTPUT:
+        starting_point(Path(args.output_dir), resume=job.resume, overwrite=job.overwrite)
+    check(job, args)
     data = prepare(job, args, limit=STREAMED + job.val_size if job.streaming else None)
     looked_at = f", of which the first {len(data.lengths):,} are looked at" if job.streaming else ""
     print(f"{data.summary}{looked_at}; prompts: {data.form.prompts}")
@@ -54,11 +59,10 @@ def dry_run(job: FinetuneArguments, args: TrainingArguments) -> None:
     print()
     for line in _counts(data, job, args):
         print(line)
-    base = _without_values(job)
+    # Attention is counted as either of these: others keep as little as sdpa, and may run on a GPU alone.
+    base = load_shapes(job.model, attn_implementation="eager" if job.attn_implementation == "eager" else "sdpa")
     saved_by_quantizing = _saved_by_quantizing(base, job.load_in)
-    # BOFT reads from tables that it makes, and so these must have values.
-    with nullcontext() if job.method == "boft" else torch.device("meta"):
-        model = attach(base, job.method, config=config, settings=job.peft_settings)
+    model = attach_to_shapes(job, base)
     number, total = trainable(model)
     print(f"trainable params: {number:,} || all params: {total:,} || trainable%: {100 * number / total:.4f}")
     for line in _memory(model, saved_by_quantizing, data, job, args):
@@ -116,14 +120,6 @@ def _padding(data: JobData, args: TrainingArguments) -> float:
             nn.Linear(1, 1), args, train_dataset=data.train, eval_dataset=[], processing_class=data.tokenizer
         )
         return epoch_padding(trainer)
-
-
-def _without_values(job: FinetuneArguments) -> nn.Module:
-    """The base on the meta device: shapes, and no weights."""
-    base = AutoConfig.from_pretrained(job.model)
-    attention = "eager" if job.attn_implementation == "eager" else "sdpa"
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(base, dtype=base.dtype or torch.float32, attn_implementation=attention)
 
 
 def _saved_by_quantizing(base: nn.Module, load_in: str | None) -> float:

@@ -20,8 +20,9 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rosa.adapters.folder import has_adapter, refuse_model_folder, remove_adapter
-from rosa.adapters.pretrained import load_model, quantization_of
+from rosa.adapters.card import PAPERS
+from rosa.adapters.folder import remove_adapter
+from rosa.adapters.pretrained import load_model
 from rosa.data.prompt_form import save_form
 from rosa.storage.locking import alone_in
 from rosa.training.finetune_arguments import FinetuneArguments
@@ -29,7 +30,8 @@ from rosa.training.job_data import prepare
 from rosa.training.methods import OURS, attach, callbacks, resumes, trainable
 from rosa.training.padding import epoch_padding
 from rosa.training.padding_free import RowsApart, flattening
-from rosa.training.resuming import changes, checkpoints, fault, is_finished, last_checkpoint, made_with, unsaved_told
+from rosa.training.preflight import check, check_folder, starting_point
+from rosa.training.resuming import changes, checkpoints, last_checkpoint, made_with, unsaved_told
 from rosa.training.selective_trainer import SelectiveTrainer
 from rosa.training.trainer import RosaTrainer
 from rosa.training.watching import PICTURE_NAME, Watch
@@ -60,12 +62,12 @@ def finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTraine
 
 def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrainer:
     output = Path(args.output_dir)
-    checkpoint = _starting_point(output, resume=job.resume, overwrite=job.overwrite)
+    checkpoint = starting_point(output, resume=job.resume, overwrite=job.overwrite)
     if checkpoint is not None and not resumes(job.method):
         raise ValueError(f"{job.method} cannot go on from {checkpoint}, which lacks its state: --overwrite starts anew")
-    config, settings = job.config, job.peft_settings
-    if job.load_in is not None:
-        quantization_of(job.model, job.load_in)  # which may not be possible, before any row is read
+    check(job, args)
+    if args.should_save:
+        check_folder(output)
     data = prepare(job, args)
     if args.process_index == 0:
         print(data.summary)
@@ -75,11 +77,11 @@ def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrain
 
     set_seed(args.seed)  # before the adapter draws its first weights
     base = load_model(job.model, load_in=job.load_in, attn_implementation=job.attn_implementation)
-    model = attach(base, job.method, config=config, settings=settings)
+    model = attach(base, job.method, config=job.config, settings=job.peft_settings)
     collator = flattening(model) if job.padding_free else DataCollatorForSeq2Seq(data.tokenizer)
     checks = [RowsApart(collator)] if job.padding_free else []
     trainer_class = RosaTrainer if job.method in OURS else SelectiveTrainer
-    with ExitStack() as lock, _missing_packages_told():
+    with ExitStack() as lock:
         trainer = trainer_class(
             model,
             args,
@@ -103,6 +105,7 @@ def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrain
         trainer.add_callback(Watch(trainer))
         if trainer.is_world_process_zero():
             number, total = trainable(model)
+            print(_plan(job, args))
             print(f"trainable params: {number:,} || all params: {total:,} || trainable%: {100 * number / total:.4f}")
             if not job.streaming:
                 print(f"padding: {epoch_padding(trainer):.1%} of the tokens{', left out' if job.padding_free else ''}")
@@ -118,26 +121,12 @@ def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrain
     return trainer
 
 
-def _starting_point(output: Path, *, resume: bool, overwrite: bool) -> str | None:
-    """The checkpoint to continue from, or None to start anew. Refuses to write over earlier work unasked, and into the
-    folder of a model."""
-    if resume and overwrite:
-        raise ValueError("--resume and --overwrite exclude each other")
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output {output} is not a folder")
-    refuse_model_folder(output)
-    checkpoint = last_checkpoint(output) if resume else None
-    if resume and checkpoint is None and has_adapter(output):
-        raise ValueError(
-            f"{output} holds an adapter but no complete checkpoint to resume from; --overwrite starts anew"
-        )
-    finished = [path for path in checkpoints(output) if is_finished(path)]
-    if resume and checkpoint is None and finished:  # and not cut short by a kill, after which a job begins anew
-        raise ValueError(f"training cannot go on from {finished[-1]}: {fault(finished[-1])}; --overwrite starts anew")
-    found = (["an adapter"] if has_adapter(output) else []) + [folder.name for folder in checkpoints(output)]
-    if found and not (resume or overwrite):
-        raise ValueError(f"{output} already holds {', '.join(found)}: choose another, or pass --resume or --overwrite")
-    return checkpoint
+def _plan(job: FinetuneArguments, args: TrainingArguments) -> str:
+    """The method and the size of a run, in a line."""
+    title = PAPERS[job.method].title if job.method in PAPERS else job.method
+    length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return f"{title}: {length} of {rows} rows a step, learning rate {args.learning_rate:g}"
 
 
 def _tell_start(output: Path, checkpoint: str | None, changed: str | None) -> None:
@@ -171,7 +160,7 @@ class _TakeOutput(TrainerCallback):
             return
         output = Path(args.output_dir)
         self.lock.enter_context(alone_in(output))
-        if _starting_point(output, resume=self.job.resume, overwrite=self.job.overwrite) != self.checkpoint:
+        if starting_point(output, resume=self.job.resume, overwrite=self.job.overwrite) != self.checkpoint:
             raise ValueError(f"another process has trained in {output} since this one began: start it again")
         if state.global_step == state.max_steps:
             print(f"{self.checkpoint} has all {state.max_steps} steps: nothing is left to train")
@@ -192,18 +181,6 @@ class _KeepPromptForm(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if args.should_save:
             save_form(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", self.form)
-
-
-@contextmanager
-def _missing_packages_told() -> Iterator[None]:
-    """Those of a tracker (`--report_to`) or an optimizer (`--optim`), which transformers tells in several ways."""
-    try:
-        yield
-    except (ImportError, RuntimeError) as error:
-        of_ours = (getattr(error, "name", None) or "").startswith("rosa")
-        if of_ours or (isinstance(error, RuntimeError) and "to be installed" not in str(error)):
-            raise
-        raise ValueError(f"a package is missing: {error}") from error
 
 
 @contextmanager

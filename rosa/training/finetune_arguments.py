@@ -61,7 +61,7 @@ class FinetuneArguments:
     data_revision: str | None = _option(None, "branch, tag or commit of a dataset of the hub")
     streaming: bool = _option(False, "read the rows as they are needed instead of all of them first; needs --max_steps")
     dry_run: bool = _option(False, "show what would be learnt and the memory that takes, and do not train")
-    val_size: int = _option(0, "rows held out for evaluation (paper: 300)")
+    val_size: float = _option(0, "rows held out for evaluation, or below 1 the share of them (paper: 300)")
     max_length: int = _option(2048, "tokens after which a row is cut off")
     method: Literal[METHODS] = _option(
         ROSA, "RoSA, RoAd (with its own paper's learning rate and schedule), or a baseline of peft's with the paper's"
@@ -103,6 +103,10 @@ class FinetuneArguments:
         None, "whose gradients rank the layers; default: the norms', or the adapter's of RoAd whose norms do not train"
     )
     dls_seed: int | None = _option(None, "seed of the selection; default: --seed")
+
+    def __post_init__(self) -> None:
+        if self.val_size >= 1:
+            self.val_size = int(self.val_size)
 
     @property
     def config(self) -> AdapterConfig | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import warnings
@@ -98,11 +99,12 @@ def prepare(job: FinetuneArguments, args: TrainingArguments, *, limit: int | Non
     )
 
 
-def split(rows: Sequence, val_size: int, seed: int) -> tuple[list, list]:
-    """The rows to train on and, drawn at random, the `val_size` rows to hold out."""
-    if not 0 <= val_size < len(rows):
+def split(rows: Sequence, val_size: float, seed: int) -> tuple[list, list]:
+    """The rows to train on and, drawn at random, the `val_size` rows to hold out, below 1 the share of them."""
+    number = math.ceil(val_size * len(rows)) if 0 < val_size < 1 else int(val_size)
+    if not 0 <= number < len(rows):
         raise ValueError(f"val_size must leave at least one of the {len(rows)} rows to train on, got {val_size}")
-    held_out = set(random.Random(seed).sample(range(len(rows)), val_size))
+    held_out = set(random.Random(seed).sample(range(len(rows)), number))
     train = [row for index, row in enumerate(rows) if index not in held_out]
     return train, [rows[index] for index in sorted(held_out)]
 

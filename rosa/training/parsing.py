@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from argparse import ArgumentError, Namespace
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentError, Namespace
 from collections.abc import Iterable
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,14 +29,53 @@ _ABOVE_ZERO = (
     "max_length", "learning_rate", "norm_learning_rate", "num_train_epochs", "per_device_train_batch_size",
     "per_device_eval_batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps", "adam_epsilon",
 )  # fmt: skip
-_FROM_ZERO = ("weight_decay", "max_grad_norm", "warmup_steps", "eval_steps", "val_size")
+_FROM_ZERO = (
+    "weight_decay", "max_grad_norm", "warmup_steps", "eval_steps", "val_size", "dataloader_num_workers",
+    "dls_warmup_steps",
+)  # fmt: skip
+_SHARES = {  # and whether they may be 0, and 1
+    "dls_k_ratio": (False, True), "dls_p_exploit": (True, True), "adam_beta1": (True, False),
+    "adam_beta2": (True, False),
+}  # fmt: skip
+
+# What other training commands call an option of this one.
+_ELSEWHERE = {
+    "batch_size": "per_device_train_batch_size", "cutoff_len": "max_length", "dataset": "data", "dataset_name": "data",
+    "dataset_path": "data", "epochs": "num_train_epochs", "finetuning_type": "method", "lr": "learning_rate",
+    "max_seq_length": "max_length", "model_name_or_path": "model", "packing": "padding_free", "peft_type": "method",
+    "train_file": "data", "warmup_ratio": "warmup_steps",
+}  # fmt: skip
 
 
 class _Parser(HfArgumentParser):
     """Raises where argparse would end the process: the arguments may be another file's."""
 
     def error(self, message: str) -> NoReturn:
-        raise ArgumentError(None, message)
+        raise ArgumentError(None, message + self._meant(message))
+
+    def _meant(self, message: str) -> str:
+        """The options that unknown ones are likely to stand for, in words."""
+        if not message.startswith("unrecognized arguments"):
+            return ""
+        words = [word.partition("=")[0].lstrip("-").replace("-", "_") for word in message.split() if word[:2] == "--"]
+        names = [action.option_strings[0].lstrip("-") for action in self._actions]
+        near = [_ELSEWHERE.get(word) or next(iter(get_close_matches(word, names, 1, 0.75)), None) for word in words]
+        found = [f"--{name}" + " (below 1 it is a share)" * (name == "warmup_steps") for name in near if name]
+        return f"; did you mean {', '.join(found)}?" if found else ""
+
+
+class _Help(ArgumentDefaultsHelpFormatter):
+    """Each option once, and its default, where it has one that the text does not say."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        told = action.default is None or action.nargs == 0 or "default: " in (action.help or "")
+        return action.help if told else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        values = "" if action.nargs == 0 else self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{action.option_strings[0]} {values}".rstrip()
 
 
 def parse(argv: list[str]) -> tuple[FinetuneArguments, TrainingArguments]:
@@ -72,6 +112,21 @@ def parse(argv: list[str]) -> tuple[FinetuneArguments, TrainingArguments]:
         )
     words = as_arguments({name: value for name, value in settings.items() if name not in left_out}) + rest
     given = vars(parser.parse_args(words))
+    _check_together(parser, given)
+    _check_read(parser, words, given)
+    _check_range(given)
+    del given["config"]  # read above
+    given["use_cpu"] |= bool(given["bf16"]) and not torch.accelerator.is_available()  # or transformers asks for it
+    return parser.parse_dict(given | _automatic(given))
+
+
+def option_names() -> set[str]:
+    """The names of all options, as YAML files use them."""
+    return {action.option_strings[0].removeprefix("--") for action in _parser()._actions}
+
+
+def _check_together(parser: HfArgumentParser, given: dict) -> None:
+    """Refuses options that exclude each other, or of which one is missing."""
     if given["output_dir"] is None and not given["dry_run"]:
         parser.error("the following arguments are required: --output")
     if given["resume_from_checkpoint"] is not None:
@@ -84,16 +139,17 @@ def parse(argv: list[str]) -> tuple[FinetuneArguments, TrainingArguments]:
         parser.error(
             "--streaming takes rows as they come, and --train_sampling_strategy needs all of them: leave out one"
         )
-    _check_read(parser, words, given)
-    _check_range(given)
-    del given["config"]  # read above
-    given["use_cpu"] |= bool(given["bf16"]) and not torch.accelerator.is_available()  # or transformers asks for it
-    return parser.parse_dict(given | _automatic(given))
-
-
-def option_names() -> set[str]:
-    """The names of all options, as YAML files use them."""
-    return {action.option_strings[0].removeprefix("--") for action in _parser()._actions}
+    if given["streaming"] and 0 < given["val_size"] < 1:
+        parser.error("--streaming holds out the first rows, of which --val_size is to say how many")
+    if given["eval_strategy"] not in (None, "no") and not given["val_size"]:
+        parser.error(f"--eval_strategy {given['eval_strategy']} needs rows that are held out: give --val_size")
+    if given["metric_for_best_model"] not in (None, "loss", "eval_loss"):
+        parser.error(
+            "--metric_for_best_model must be loss: of the rows that are held out nothing else is measured, got "
+            f"{given['metric_for_best_model']}"
+        )
+    if given["norm_learning_rate"] is not None and given["method"] in OURS and not given["train_norms"]:
+        parser.error("--norm_learning_rate is that of norms which train: give --train_norms true, or leave it out")
 
 
 def _check_read(parser: HfArgumentParser, words: list[str], given: dict) -> None:
@@ -125,6 +181,16 @@ def _check_range(given: dict) -> None:
         value, least = given[name], "above 0" if name in _ABOVE_ZERO else "from 0"
         if value is not None and not (math.isfinite(value) and (value > 0 or (value == 0 and name in _FROM_ZERO))):
             raise ValueError(f"{name} must be a number {least}, got {value}")
+    for name, (zero, one) in _SHARES.items():
+        value = given[name]
+        if not (0 < value < 1 or (value == 0 and zero) or (value == 1 and one)):
+            raise ValueError(f"{name} must lie in {'[' if zero else '('}0, 1{']' if one else ')'}, got {value}")
+    if given["dls_interval"] < 1:
+        raise ValueError(f"dls_interval must be at least 1 step, got {given['dls_interval']}")
+    if given["val_size"] >= 1 and given["val_size"] % 1:
+        raise ValueError(f"val_size must be a whole number of rows, or a share below 1, got {given['val_size']}")
+    if given["save_total_limit"] is not None and given["save_total_limit"] < 1:
+        raise ValueError(f"save_total_limit must be at least 1, got {given['save_total_limit']}")
     if given["max_steps"] == 0:
         raise ValueError("max_steps must be above 0, or -1 for num_train_epochs to count, got 0")
 
@@ -137,7 +203,11 @@ def _parser() -> HfArgumentParser:
         description="Fine-tune a model with RoSA, RoAd or a method of peft's. Takes every field of transformers' "
         "TrainingArguments too.",
         allow_abbrev=False,
+        formatter_class=_Help,
     )
+    for action in parser._actions:
+        if action.option_strings[0].startswith("--no_"):
+            action.help = f"the same as --{action.dest} false"
     parser.add_argument("--config", type=Path, help="YAML file of these options; those on the command line count more")
     parser.add_argument("--output", dest="output_dir", help="folder for the adapter, the tokenizer and the checkpoints")
     # None: decided below, by what else was given.

@@ -37,6 +37,7 @@ class Watch(TrainerCallback):
         self._tokens, self._seconds = 0, 0.0  # of the steps before the last line
 
     def on_step_end(self, args, state, control, **kwargs):
+        control.should_log |= state.global_step == state.max_steps  # the last step, whatever logging_steps
         if state.is_world_process_zero and state.global_step == self._from + 1 and not control.should_log:
             took = time.perf_counter() - self._began
             print(f"{_place(state)}  {took:.1f} s for this step, {self._left(state)} left", flush=True)

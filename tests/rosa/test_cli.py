@@ -165,6 +165,15 @@ def test_every_command_has_help(name, capsys):
     assert f"usage: rosa {name}" in capsys.readouterr().out
 
 
+def test_the_help_of_train_says_each_option_once_with_the_default_that_it_has(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    assert "--train-norms" not in text and "(default: None)" not in text
+    assert re.search(r"^  --no_train_norms +the same as --train_norms false$", text, re.MULTILINE)
+    assert re.search(r"^  --rank RANK +inner size of the low-rank projections \(default: 128\)$", text, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

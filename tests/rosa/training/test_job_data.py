@@ -99,6 +99,12 @@ def test_every_form_of_rows_becomes_examples(base, tmp_path, rows, form, said):
     assert sorted(next(word for word in WORDS if f"I say {word}." in answer) for answer in answers) == sorted(WORDS)
 
 
+@pytest.mark.parametrize(("share", "held_out"), [("0.01", 1), ("0.3", 3), ("0.55", 6)])
+def test_a_share_of_the_rows_is_held_out(base, tmp_path, share, held_out):
+    data = prepare(*parse(arguments(base, write(tmp_path, CHATS), tmp_path / "out", "--val_size", share)))
+    assert (len(data.train), len(data.validation)) == (10 - held_out, held_out)
+
+
 def test_of_a_prompt_the_completion_is_learnt_and_of_a_text_everything(base, tmp_path):
     for rows, learnt in ((PAIRS, " I say apple.<|endoftext|>"), (TEXTS, "Say apple. I say apple.<|endoftext|>")):
         data = prepare(*parse(arguments(base, write(tmp_path, rows), tmp_path / "out")))
@@ -118,6 +124,7 @@ def test_of_a_prompt_the_completion_is_learnt_and_of_a_text_everything(base, tmp
         (TEXTS, ("--data_config", "main"), "Leave out --data_split, --data_config"),
         (TEXTS, ("--data_revision", "main"), "and --data_revision"),
         (CHATS, ("--val_size", "10"), "val_size must leave at least one of the 10 rows"),
+        (CHATS, ("--val_size", "0.95"), "val_size must leave at least one of the 10 rows"),
         (CHATS, ("--streaming", "--max_steps", "1", "--val_size", "11"), "val_size takes the first rows of a stream"),
     ],
 )

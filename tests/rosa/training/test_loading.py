@@ -9,10 +9,12 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import rosa
 from rosa.adapters.base import Base, find_base
 from rosa.adapters.folder import read_description
+from rosa.adapters.pretrained import load_model
 from rosa.data.prompts import prompt
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
 
@@ -89,6 +91,14 @@ def test_a_base_that_has_moved_is_named_by_the_error_and_given_by_base(base, tmp
     with pytest.raises(FileNotFoundError, match="there is no folder /nowhere/at/all") as error:
         rosa.load(tmp_path / "out", base="/nowhere/at/all")
     assert "names this base" not in str(error.value)
+
+
+@pytest.mark.parametrize("load", [load_model, AutoModelForCausalLM.from_pretrained])
+def test_a_base_by_a_relative_path_is_found_from_elsewhere(load, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(base.parent)
+    rosa.save_adapter(rosa.patch(load(base.name), rosa.RoadConfig()), tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    rosa.load("out")
 
 
 def test_an_adapter_that_names_no_base_wants_one(base, tmp_path):

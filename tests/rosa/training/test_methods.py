@@ -83,6 +83,12 @@ def test_adalora_says_that_it_cannot_resume(base, tmp_path, capsys):
     assert "adalora cannot go on from" in capsys.readouterr().err
 
 
+def test_adalora_asks_for_two_steps(base, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([*arguments(base, tmp_path, "adalora"), "--max_steps", "1"])
+    assert "AdaLoRA needs at least 2 steps, and the run has 1" in capsys.readouterr().err
+
+
 def test_adaloras_best_checkpoint_loads_though_it_is_not_the_last(base, tmp_path):
     # The first of two checkpoints has the higher loss.
     main(arguments(base, tmp_path, "adalora", "--metric_for_best_model", "eval_loss", "--greater_is_better", "true"))

@@ -100,6 +100,14 @@ def test_where_the_held_out_loss_was_lowest_is_told_where_that_is_not_the_end(fi
     assert f"--adapter {tmp_path / 'out'} --load-in 4bit --instruction" in summary(trainer, "4bit")
 
 
+def test_the_last_step_is_told_whatever_the_logging_steps(files, tmp_path, capsys):
+    main(["train", *arguments(files, tmp_path / "out", "--logging_steps", "10")])
+    printed = capsys.readouterr().out
+    assert [int(step) for step, *_ in LINE.findall(printed)] == [10, 12]
+    assert re.search(r"^loss +\d.\d{4} at step 10, \d.\d{4} at step 12$", printed, re.MULTILINE)
+    assert "RoSA: 12 steps of 4 rows a step, learning rate 0.01\n" in printed
+
+
 def test_a_run_is_drawn_beside_its_adapter(watched):
     assert imread(watched[0] / "train.png").shape[1] == 1200
 
