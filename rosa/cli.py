@@ -8,6 +8,8 @@ import re
 import sys
 from importlib import import_module
 
+import rosa
+
 COMMANDS = {
     "train": "fine-tune a model with RoSA, RoAd or a method of peft's",
     "compare": "train and test several methods with several seeds, in one table",
@@ -51,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "rosa", description="RoPE-aware Selective Adaptation and 2D rotary adaptation of language models."
     )
+    parser.add_argument("--version", action="version", version=f"rosa {rosa.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
@@ -84,10 +87,10 @@ def _told(error: BaseException, command: str) -> tuple[str, int] | None:
 
 def _remedy(error: ImportError) -> str:
     """The extra with the package that is missing; transformers names it in the text alone."""
-    if "rosa-peft[" in str(error):
+    if "pip install" in str(error):
         return ""
     words = re.findall(r"\w+", f"{error.name} {error}")
     for extra, packages in EXTRAS.items():
         if any(package in words for package in packages):
-            return f"; install the extra: pip install 'rosa-peft[{extra}]'"
+            return f"; install the extra: pip install '.[{extra}]' in RoSA's folder"
     return ""

@@ -13,7 +13,10 @@ import rosa_kernels
 from rosa.adapters.card import PAPERS
 from rosa.commands import parser
 
-PACKAGES = ("torch", "triton", "transformers", "peft", "accelerate")
+PACKAGES = (
+    "torch", "triton", "transformers", "peft", "accelerate", "datasets", "trl", "bitsandbytes", "torchao", "deepspeed",
+    "liger-kernel",
+)  # fmt: skip
 
 
 def run(argv: list[str]) -> None:

@@ -36,7 +36,7 @@ def quantization(load_in: str) -> QuantizationConfigMixin:
         return _of_torchao(load_in)
     raise ImportError(
         f"load_in {load_in} needs a package that quantizes, and neither bitsandbytes nor torchao can be imported: "
-        "pip install 'rosa-peft[quant]'"
+        "pip install '.[quant]' in RoSA's folder"
     )
 
 

@@ -104,7 +104,7 @@ def test_a_command_names_the_extra_that_it_needs(seen, command):
     assert status == 1
     (line,) = error.splitlines()
     assert line.startswith(f"rosa {command}: error: ") and NEEDED[command] in line
-    assert line.endswith("; install the extra: pip install 'rosa-peft[train]'")
+    assert line.endswith("; install the extra: pip install '.[train]' in RoSA's folder")
 
 
 def test_the_commands_help_needs_no_library():

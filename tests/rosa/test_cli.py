@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 
 import rosa
 from rosa.cli import COMMANDS, main
+from rosa.commands.info import PACKAGES
 from rosa.data.prompts import prompt
 from rosa.data.rows import load_rows
 from rosa.data.tokens import tokenize
@@ -157,6 +158,12 @@ def test_help_names_the_commands_without_importing_transformers_trainer():
     assert not {"transformers.trainer", "datasets", "accelerate"} & set(result.stderr.split())
 
 
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--version"])
+    assert (exit.value.code, capsys.readouterr().out) == (0, f"rosa {rosa.__version__}\n")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as exit:
@@ -204,7 +211,7 @@ def test_info_shows_versions_gpu_backends_and_environment(capsys, monkeypatch):
     main(["info"])
     text = capsys.readouterr().out
     assert re.search("^adapters +RoSA, RoAd$", text, re.MULTILINE)
-    for name in ("rosa", "Python", "torch", "triton", "transformers", "peft", "accelerate"):
+    for name in ("rosa", "Python", *PACKAGES):
         assert re.search(rf"^{name} +(\d+\.\d+|not installed)", text, re.MULTILINE)
     assert re.search(r"^GPU +" + (".* GiB, sm_" if torch.cuda.is_available() else "no GPU"), text, re.MULTILINE)
     assert re.search("^backends .*reference", text, re.MULTILINE)

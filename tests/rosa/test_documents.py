@@ -109,7 +109,7 @@ def test_the_page_of_commands_is_what_they_print():
 
 
 def test_the_site_is_built_without_a_warning(tmp_path):
-    pytest.importorskip("mkdocs", reason="pip install 'rosa-peft[docs]'")
+    pytest.importorskip("mkdocs", reason="pip install '.[docs]'")
     build = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
     quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # of the theme, about versions to come
     built = subprocess.run(build, cwd=ROOT, env=quiet, capture_output=True, text=True)

@@ -23,7 +23,7 @@ def base(tmp_path):
     [
         (ValueError("the\nmessage"), 1, "rosa info: error: the message"),
         (PermissionError(13, "Permission denied", "file"), 1, "rosa info: error: [Errno 13] Permission denied: 'file'"),
-        (ModuleNotFoundError("No module named 'peft'", name="peft"), 1, "install the extra: pip install 'rosa-peft"),
+        (ModuleNotFoundError("No module named 'peft'", name="peft"), 1, "install the extra: pip install '.[train]'"),
         (ImportError("You need galore_torch", name=None), 1, "rosa info: error: You need galore_torch"),
         (KeyboardInterrupt(), 130, "rosa info: interrupted"),
         (KeyboardInterrupt("checkpoint-3 stands"), 130, "rosa info: interrupted: checkpoint-3 stands"),

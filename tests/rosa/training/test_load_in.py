@@ -138,7 +138,7 @@ def test_without_a_package_that_quantizes_nothing_is_loaded(files, tmp_path, com
         main([command, *options, "--load_in", "8bit"])
     told = capsys.readouterr().err
     assert f"rosa {command}: error: load_in 8bit needs a package that quantizes, and neither bitsandbytes" in told
-    assert told.endswith("imported: pip install 'rosa-peft[quant]'\n") and not (tmp_path / "output").exists()
+    assert told.endswith("imported: pip install '.[quant]' in RoSA's folder\n") and not (tmp_path / "output").exists()
 
 
 def test_a_base_that_was_saved_quantized_trains_as_it_is_and_is_not_quantized_again(files, tmp_path):
