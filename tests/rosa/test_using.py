@@ -187,11 +187,12 @@ def test_an_adapter_of_peft_is_talked_to_likewise_and_silenced(folder, form, tmp
     save_form(tmp_path, form)
     expected = answer(model, tokenizer, asked, max_new_tokens=6) + expected
     assert expected[0] != expected[1]
-    monkeypatch.setattr(sys, "stdin", Typed(f"{ASK}\n/base\n/adapter\n/reset\n/base\n"))
+    monkeypatch.setattr(sys, "stdin", Typed(f"{ASK}\n/base\n/base {SING}\n/adapter\n/reset\n/base\n"))
     main(["chat", "--adapter", str(tmp_path), "--max-new-tokens", "6"])
     printed = capsys.readouterr()
     assert printed.out == "".join(f"{text}\n" for text in expected)
     assert ("continued as it stands, without history" in printed.err) == (form == PLAIN)
+    assert "/base takes nothing after it, got 'Sing.': /help shows what it does\n" in printed.err
     assert "there is nothing to switch" in printed.err and "nothing was asked yet" in printed.err
 
 
@@ -237,6 +238,8 @@ def test_chat_tells_what_does_not_go_together(folder, in_form, tmp_path, capsys,
     monkeypatch.setattr(sys, "stdin", io.StringIO(ASK))
     error = error_of(capsys, "chat", "--adapter", in_form(CHAT), "--model", bare)
     assert f"the tokenizer of {bare} has no chat template" in error
+    error = error_of(capsys, "chat", "--adapter", bare)
+    assert f"{bare} holds a model (model.safetensors) and no adapter: give it as --model" in error
 
 
 # Generate and evaluate
@@ -319,7 +322,7 @@ def test_evaluate_asks_in_the_adapters_form_and_says_so_to_a_run_that_goes_on(fo
         (["a", "name"], "argument USER/NAME: must be the name of a repository, user/name, got name", 2),
         (["a", "me/name", "--create-pr", "--revision", "x"], "--create-pr: not allowed with argument --revision", 2),
         (["a", "me/no name"], "Repo id must use alphanumeric chars", 1),
-        (["nowhere", "me/name"], "nowhere holds no complete adapter", 1),
+        (["nowhere", "me/name"], "there is no adapter folder nowhere", 1),
     ],
 )
 def test_wrong_arguments_of_push_are_told(args, message, code, capsys):
