@@ -139,7 +139,8 @@ def _inspect_model(args: argparse.Namespace) -> None:
 
 
 def _batches(args: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
-    """The text, or the rows as the tokens that training would see, whole."""
+    """The text, or the rows as the tokens that training would see, whole, but for the EOS after a response: nothing
+    follows from it."""
     sizes = {"max_length": args.max_length, "batch_size": args.batch_size}
     if args.text is not None:
         texts = [read_text(args.text)]
@@ -148,7 +149,8 @@ def _batches(args: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
     tokenizer = load_tokenizer(args.model)
     if form.prompts == CHAT:
         check_chat_template(tokenizer)
-    return id_batches([ids for ids, _ in sequences(rows, tokenizer, form.prompts, places)], **sizes)
+    end = None if form.prompts == CHAT else -1
+    return id_batches([ids[:end] for ids, _ in sequences(rows, tokenizer, form.prompts, places)], **sizes)
 
 
 def _shares_table(shares: Sequence[EnergyShare]) -> str:

@@ -68,8 +68,9 @@ def shares_of(base, batches, r_lows, adapter=False):
 
 
 def trained_on(base, rows, form):
-    """The tokens of rows as training sees them."""
-    return [ids for ids, _ in sequences(rows, AutoTokenizer.from_pretrained(base / "model"), form)]
+    """The tokens of rows as training sees them, without EOS."""
+    made = sequences(rows, AutoTokenizer.from_pretrained(base / "model"), form)
+    return [ids if form == "chat" else ids[:-1] for ids, _ in made]
 
 
 def both(output):
