@@ -229,10 +229,15 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def refuse_model_folder(folder: Path) -> None:
     """Raises ValueError where a folder holds a model, among whose files no others must stand."""
-    names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-    file = model_file(names, (folder / NOTE_NAME).read_bytes)
+    file = model_in(folder)
     if file is not None:
         raise ValueError(f"{folder} holds a model ({file}): choose another folder")
+
+
+def model_in(folder: Path) -> str | None:
+    """The first file that makes a folder a model's, or None."""
+    names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    return model_file(names, (folder / NOTE_NAME).read_bytes)
 
 
 def model_file(names: Collection[str], read_config: Callable[[], bytes]) -> str | None:
@@ -275,6 +280,8 @@ def is_our_card(content: bytes) -> bool:
 
 def _files(folder: Path) -> tuple[Path, Path]:
     """The configuration and the weights of an adapter."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no adapter folder {folder}")
     names = (CONFIG_NAME, PEFT_CONFIG_NAME)
     config = next((folder / name for name in names if (folder / name).is_file()), None)
     missing = WEIGHTS_NAME if not (folder / WEIGHTS_NAME).is_file() else None if config else CONFIG_NAME

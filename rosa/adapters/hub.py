@@ -156,8 +156,8 @@ def _push(
             if error.response.status_code not in (401, 403):
                 raise
             raise PermissionError(
-                f"{api.endpoint} did not let this token write to {repo_id}: log in with `hf auth login`, or pass "
-                f"token= one with write access to the repository ({error})"
+                f"{api.endpoint} did not let this token write to {repo_id}: log in with `hf auth login`, or set "
+                f"HF_TOKEN to one with write access to the repository ({error})"
             ) from error
         except (OSError, ValueError):
             raise

@@ -14,6 +14,14 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(f"rosa {command}", description=description, allow_abbrev=False)
 
 
+def check_counts(options: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
+    """Ends the command, naming the option, where one of these is given and below 1."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            options.error(f"argument --{name.replace('_', '-')}: must be at least 1, got {value}")
+
+
 def add_load_in(options: argparse.ArgumentParser) -> None:
     """Adds `--load-in`, which `rosa train` has too."""
     options.add_argument(

@@ -11,7 +11,7 @@ import torch
 
 from rosa.adapters.base import Base, base_named_by, find_base
 from rosa.adapters.disk import load_adapter
-from rosa.adapters.folder import local_folder, read_description
+from rosa.adapters.folder import has_adapter, local_folder, model_in, read_description
 from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.commands import DTYPES, add_load_in
 from rosa.data.prompt_form import read_form
@@ -62,6 +62,9 @@ def choose(options: argparse.ArgumentParser, args: argparse.Namespace) -> Chosen
     if args.model is None and not sources:
         options.error("one of the arguments --model --adapter is required")
     folders = {name: local_folder(source) for name, source in sources.items()}
+    for folder in folders.values():
+        if not has_adapter(folder) and model_in(folder) is not None:
+            raise ValueError(f"{folder} holds a model ({model_in(folder)}) and no adapter: give it as --model")
     descriptions = {name: read_description(folder) for name, folder in folders.items()}
     base = find_base({folders[name]: descriptions[name] for name in folders}, args.model)
     return Chosen(base, args.model, folders, descriptions, {name: read_form(f) for name, f in folders.items()})

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 import rosa
-from rosa.commands import parser
+from rosa.commands import check_counts, parser
 from rosa.commands.adapters import ALONE, Chosen, add_model_options, choose, load
 from rosa.data.prompt_form import CHAT, INSTRUCTION, PLAIN
 from rosa.evaluation.conversation import Conversation
@@ -44,8 +44,7 @@ def run(argv: list[str]) -> None:
         help="of sampling, 0 for none; default: as the model's generation config has it, which mostly is none",
     )
     args = options.parse_args(argv)
-    if args.max_new_tokens < 1:
-        options.error(f"argument --max-new-tokens: must be at least 1, got {args.max_new_tokens}")
+    check_counts(options, args, "max_new_tokens")
     if args.temperature is not None and not (math.isfinite(args.temperature) and args.temperature >= 0):
         options.error(f"argument --temperature: must be a number from 0, got {args.temperature}")
 
@@ -125,6 +124,8 @@ class _Terminal:
             command = self.commands.get(name)
             if command is None:
                 raise ValueError(f"there is no command {name}: /help shows those there are")
+            if argument.strip() and command != self._adapter:
+                raise ValueError(f"{name} takes nothing after it, got {argument.strip()!r}: /help shows what it does")
             command(argument.strip())
         except ValueError as error:
             self._tell(f"{error}")

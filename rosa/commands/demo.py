@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rosa.commands import parser
+from rosa.commands.output import check_output
 
 
 def run(argv: list[str]) -> None:
@@ -17,6 +18,7 @@ def run(argv: list[str]) -> None:
     )
     args = options.parse_args(argv)
 
+    check_output(Path(args.output))
     from rosa.demo import run as demo  # after the options are read: it takes seconds
 
     demo.run(Path(args.output), args.seed, demo.QUICK if args.quick else None)

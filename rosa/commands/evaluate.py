@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from rosa.adapters.base import Base
 from rosa.adapters.folder import refuse_model_folder
-from rosa.commands import parser
+from rosa.commands import check_counts, parser
 from rosa.commands.adapters import ALONE, add_model_options, choose, load
+from rosa.commands.output import check_output
 from rosa.data.prompt_form import INSTRUCTION
-from rosa.evaluation.evaluate import evaluate, fingerprint
+from rosa.evaluation.evaluate import check_earlier, evaluate, fingerprint
 from rosa.evaluation.tasks import find_tasks, load_test_rows
 from rosa.storage.digest import base_digest, digest
 from rosa.storage.files import replace_text
@@ -39,18 +41,18 @@ def run(argv: list[str]) -> None:
     options.add_argument("--limit", type=int, help="only the first rows of each task; default: all")
     options.add_argument("--overwrite", action="store_true", help="discard earlier predictions for these tasks")
     args = options.parse_args(argv)
-    for name in ("batch_size", "max_new_tokens", "limit"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            options.error(f"argument --{name.replace('_', '-')}: must be at least 1, got {value}")
+    check_counts(options, args, "batch_size", "max_new_tokens", "limit")
 
     tasks = {task: load_test_rows(task, args.data_dir)[: args.limit] for task in find_tasks(args.tasks, args.data_dir)}
     chosen = choose(options, args)
     # What is not in the weights, such as alpha.
     adapter_config = digest(chosen.descriptions[ALONE]) if args.adapter is not None else None
-    if args.output.exists() and not args.output.is_dir():
-        raise ValueError(f"--output {args.output} is not a folder")
+    check_output(args.output)
     refuse_model_folder(args.output)
+    made_with = {"model": _digest(chosen.base), "adapter": adapter_config}
+    if made_with["model"] is not None and not args.overwrite:
+        known = {**made_with, "load_in": args.load_in, "max_new_tokens": args.max_new_tokens}
+        check_earlier(tasks, args.output, known)
 
     model, tokenizer = load(chosen, args.dtype, args.load_in)
     evaluation = evaluate(
@@ -62,8 +64,7 @@ def run(argv: list[str]) -> None:
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
         made_with={
-            "model": base_digest(*chosen.base),
-            "adapter": adapter_config,
+            **made_with,
             "weights": fingerprint(model),
             **({} if args.load_in is None else {"load_in": args.load_in}),  # of some quantized weights it sees no value
         },
@@ -72,3 +73,11 @@ def run(argv: list[str]) -> None:
     print(evaluation.table())
     settings = {"model": chosen.base.name, "adapter": args.adapter, "max_new_tokens": args.max_new_tokens}
     replace_text(args.output / "results.json", json.dumps({**settings, **evaluation.to_dict()}, indent=2) + "\n")
+
+
+def _digest(base: Base) -> str | None:
+    """None where the base is not there: `load` says what is to be done."""
+    try:
+        return base_digest(*base)
+    except (OSError, ValueError):
+        return None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
-from rosa.commands import parser
+from rosa.commands import check_counts, parser
 from rosa.commands.adapters import ALONE, Chosen, add_model_options, choose, load
-from rosa.evaluation.generation import answer, check_options
-from rosa.evaluation.questions import check_form, load_questions, question
+from rosa.commands.output import check_output
+from rosa.data.prompt_form import CHAT
+from rosa.evaluation.generation import answer
+from rosa.evaluation.questions import check_form, is_verbatim, load_questions, question
 from rosa.storage.files import replace_text
 
 
@@ -21,10 +24,11 @@ def run(argv: list[str]) -> None:
     text.add_argument("--prompt", help="the text to continue, verbatim")
     text.add_argument(
         "--data",
-        help="a .json or .jsonl file of rows with `instruction` and perhaps `input`, or `prompt`, or `messages` of "
-        "which the user has the last, and in `adapter` the name of one of --adapters (the bare model's row without); "
-        "or a .txt file with a prompt a line. Instructions and messages are asked as the adapter's training rows were: "
-        "in the paper's prompt, by the chat template, or plain",
+        help="rows to answer, a .json, .jsonl, .csv or .parquet file, a folder of them or a dataset's name: with "
+        "`instruction` and perhaps `input`, or `messages` or `conversations`, of which a last answer is asked for "
+        "again, or `prompt`; `adapter` names one of --adapters (the bare model's row without). Or a .txt file with a "
+        "question a line. All are asked as the adapter's training rows were: in the paper's prompt, by the chat "
+        "template, or plain; but a `prompt` is continued verbatim, and so is a line without an adapter",
     )
     options.add_argument("--input", default="", help="further context for --instruction")
     options.add_argument("--output", type=Path, help="file for the rows of --data with their answers; default: stdout")
@@ -36,7 +40,7 @@ def run(argv: list[str]) -> None:
     if (args.adapters or args.output is not None) and args.data is None:
         options.error(f"argument --{'adapters' if args.adapters else 'output'}: only allowed with argument --data")
 
-    check_options(args.max_new_tokens, args.batch_size)
+    check_counts(options, args, "max_new_tokens", "batch_size")
     chosen = choose(options, args)
     if args.data is not None:
         rows = _rows(args.data, chosen)
@@ -44,9 +48,13 @@ def run(argv: list[str]) -> None:
         rows = [{"instruction": args.instruction, "input": args.input}]
     else:
         rows = [{"prompt": args.prompt}]
-    if args.output is not None and args.output.exists():
-        raise ValueError(f"--output {args.output} is there already: choose another file")
+    if args.output is not None:
+        if args.output.exists():
+            raise ValueError(f"--output {args.output} is there already: choose another file")
+        check_output(args.output.parent, args.output)
     model, tokenizer = load(chosen, args.dtype, args.load_in)
+    if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)  # before the work of answering
     predictions = answer(
         model,
         tokenizer,
@@ -67,7 +75,7 @@ def run(argv: list[str]) -> None:
 
 def _rows(data: str, chosen: Chosen) -> list[dict]:
     """Rows to answer, each with an adapter that there is and can be asked it."""
-    rows = load_questions(data)
+    rows = load_questions(data, chosen.form)
     named = [name for name in chosen.folders if name != ALONE]
     for index, row in enumerate(rows):
         name = row.get("adapter")
@@ -75,6 +83,12 @@ def _rows(data: str, chosen: Chosen) -> list[dict]:
             known = ", ".join(named) or "none: name them with --adapters"
             raise ValueError(f"{data}, row {index}: `adapter` is {name!r}, known are {known}")
         check_form(row, chosen.forms.get(_adapter(row, chosen)), f"{data}, row {index}")
+    if any(is_verbatim(row) and chosen.forms.get(_adapter(row, chosen)) == CHAT for row in rows):
+        print(
+            "prompts are continued as they are; this adapter was trained on conversations: give `messages`, or "
+            "`instruction`",
+            file=sys.stderr,
+        )
     return rows
 
 

@@ -15,31 +15,45 @@ from rosa.adapters.disk import load_adapter
 from rosa.adapters.folder import refuse_model_folder
 from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.adapters.roae import RoAE
-from rosa.commands import DTYPES, parser
+from rosa.commands import DTYPES, check_counts, parser
+from rosa.commands.output import check_output
+from rosa.data.conversation import check_chat_template
 from rosa.data.files import read_text
-from rosa.data.prompts import prompt
-from rosa.data.rows import load_rows
+from rosa.data.forms import DATA_FORMS
+from rosa.data.prompt_form import CHAT
+from rosa.data.rows import load_learnable
+from rosa.data.tokens import sequences
 from rosa.inspection import figures
-from rosa.inspection.activations import EnergyShare, energy_shares, measure, token_batches, usable_r_lows
+from rosa.inspection.activations import (
+    EnergyShare,
+    energy_shares,
+    id_batches,
+    measure,
+    token_batches,
+    usable_r_lows,
+)
 from rosa.inspection.angles import draw_turns, read_turns, turns_table
 from rosa.inspection.course import Course, read_course
 from rosa.inspection.gains import draw_gains, gains_table, measure_gains
 
-OF_MODEL = ("text", "data", "limit", "r_low", "max_length", "batch_size", "dtype")
+OF_MODEL = ("text", "data", "data_format", "limit", "r_low", "max_length", "batch_size", "dtype")
 
 
 def run(argv: list[str]) -> None:
     """Run `rosa inspect ...`."""
     options = _options()
     args = options.parse_args(argv)
+    check_counts(options, args, "limit", "max_length", "batch_size")
+    check_output(args.output)
     refuse_model_folder(args.output)
     if args.model is None:
         _inspect_folder(options, args)
         return
     if args.text is None and args.data is None:
         options.error("one of the arguments --text --data is required with --model")
-    if args.limit is not None and args.data is None:
-        options.error("argument --limit: only with --data")
+    for name in ("limit", "data_format"):
+        if getattr(args, name) is not None and args.data is None:
+            options.error(f"argument --{name.replace('_', '-')}: only with --data")
     _inspect_model(args)
 
 
@@ -75,7 +89,10 @@ def _options() -> argparse.ArgumentParser:
     measuring = options.add_argument_group("with --model")
     text = measuring.add_mutually_exclusive_group()
     text.add_argument("--text", type=Path, help="file of text to measure on")
-    text.add_argument("--data", help=".json or .jsonl file, or a dataset's name: prompts and responses to measure on")
+    text.add_argument("--data", help="rows to measure on, prompts with responses: whatever `rosa train` takes")
+    measuring.add_argument(
+        "--data-format", "--data_format", choices=DATA_FORMS, help="of --data; default: by the columns of the first row"
+    )
     measuring.add_argument("--limit", type=int, help="rows of --data, from the first; all if not given")
     measuring.add_argument("--r-low", "--r_low", type=float, help="a share of the rotary pairs, beside the usual ones")
     measuring.add_argument(
@@ -102,9 +119,7 @@ def _inspect_adapter(source: str, output: Path) -> None:
 
 def _inspect_model(args: argparse.Namespace) -> None:
     own = [] if args.r_low is None else [RosaConfig(r_low=args.r_low).r_low]
-    texts = _texts(args)
-    tokenizer = load_tokenizer(args.model)
-    batches = token_batches(tokenizer, texts, max_length=args.max_length, batch_size=args.batch_size)
+    batches = _batches(args)
     model = load_model(args.model, args.dtype)
     if args.adapter is not None:
         load_adapter(model, args.adapter)
@@ -123,12 +138,19 @@ def _inspect_model(args: argparse.Namespace) -> None:
         _draw(args.output, gains, {"gains": draw_gains})
 
 
-def _texts(args: argparse.Namespace) -> list[str]:
+def _batches(args: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
+    """The text, or the rows as the tokens that training would see, whole, but for the EOS after a response: nothing
+    follows from it."""
+    sizes = {"max_length": args.max_length, "batch_size": args.batch_size}
     if args.text is not None:
-        return [read_text(args.text)]
-    if args.limit is not None and args.limit < 1:
-        raise ValueError(f"--limit must be at least 1 row, got {args.limit}")
-    return [prompt(row["instruction"], row["input"]) + row["output"] for row in load_rows(args.data)[: args.limit]]
+        texts = [read_text(args.text)]
+        return token_batches(load_tokenizer(args.model), texts, **sizes)
+    form, rows, places = load_learnable(args.data, form=args.data_format, limit=args.limit)
+    tokenizer = load_tokenizer(args.model)
+    if form.prompts == CHAT:
+        check_chat_template(tokenizer)
+    end = None if form.prompts == CHAT else -1
+    return id_batches([ids[:end] for ids, _ in sequences(rows, tokenizer, form.prompts, places)], **sizes)
 
 
 def _shares_table(shares: Sequence[EnergyShare]) -> str:

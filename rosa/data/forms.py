@@ -99,18 +99,46 @@ def check_instruction(row: object, place: str, target: str | None = "output") ->
     return row
 
 
-def _conversation(row: dict, place: str) -> dict:
-    field = "conversations" if "conversations" in row and "messages" not in row else "messages"
+def conversation(row: Mapping, place: str) -> list[dict[str, str]]:
+    """All turns of a row with `messages` or `conversations`, and perhaps `system`.
+
+    Args:
+        row (mapping): what stands there.
+        place (str): where.
+
+    Returns:
+        list of dict: `role`, one of the names that chat templates know, and `content`, a string.
+
+    Raises:
+        ValueError: something of it is no turn, or has to do with tools.
+    """
+    field = _turns_field(row)
     if row.get("tools"):
-        raise ValueError(f"{place}: has `tools`, and calls of tools cannot be learnt here")
-    turns = _turns(row, field, place)
+        raise ValueError(f"{place}: has `tools`, and calls of tools are not supported")
+    turns = turns_of(row, field, place)
     if row.get("system"):
         turns = [{"role": "system", "content": _string(row["system"], "`system`", place)}, *turns]
-    return _learnable(turns, 0, field, place)
+    return turns
+
+
+def turns_of(row: Mapping, field: str, place: str) -> list[dict[str, str]]:
+    """The turns in one field of a row; as for `conversation`."""
+    turns = _field(row, field, place)
+    if not isinstance(turns, list):
+        raise ValueError(f"{place}: `{field}` must be a list of messages, got {kind(turns)}")
+    return [_turn(turn, f"`{field}`, message {number}", place) for number, turn in enumerate(turns)]
+
+
+def _turns_field(row: Mapping) -> str:
+    return "conversations" if "conversations" in row and "messages" not in row else "messages"
+
+
+def _conversation(row: dict, place: str) -> dict:
+    return _learnable(conversation(row, place), 0, _turns_field(row), place)
 
 
 def _messages(row: dict, place: str) -> dict:
-    prompt, completion = (_turns(row, field, place) for field in ("prompt", "completion"))
+    prompt, completion = (turns_of(row, field, place) for field in ("prompt", "completion"))
     return _learnable([*prompt, *completion], len(prompt), "completion", place)
 
 
@@ -128,23 +156,30 @@ def _text(row: dict, place: str) -> dict:
     return {"prompt": "", "completion": text}
 
 
-def _turns(row: dict, field: str, place: str) -> list[dict[str, str]]:
-    turns = _field(row, field, place)
-    if not isinstance(turns, list):
-        raise ValueError(f"{place}: `{field}` must be a list of messages, got {kind(turns)}")
-    return [_turn(turn, f"`{field}`, message {number}", place) for number, turn in enumerate(turns)]
-
-
 def _turn(turn: object, name: str, place: str) -> dict[str, str]:
     if not isinstance(turn, dict):
         raise ValueError(f"{place}: {name} must be an object with `role` and `content`, got {kind(turn)}")
     role_field, content_field = ("from", "value") if "from" in turn else ("role", "content")
     if turn.get("tool_calls"):
-        raise ValueError(f"{place}: {name} has `tool_calls`, and calls of tools cannot be learnt here")
+        raise ValueError(f"{place}: {name} has `tool_calls`, and calls of tools are not supported")
     role = turn.get(role_field)
     if not isinstance(role, str) or role not in _ROLES:
         raise ValueError(f"{place}: {name}: `{role_field}` must be one of {', '.join(_ROLES)}, got {kind(role)}")
-    return {"role": _ROLES[role], "content": _string(turn.get(content_field), f"{name}: `{content_field}`", place)}
+    return {"role": _ROLES[role], "content": _content(turn.get(content_field), f"{name}: `{content_field}`", place)}
+
+
+def _content(value: object, name: str, place: str) -> str:
+    """A string as it is, and the texts of parts after each other."""
+    if not isinstance(value, list) or not value:
+        return _string(value, name, place)
+    return "".join(_part(part, f"{name}, part {number}", place) for number, part in enumerate(value))
+
+
+def _part(part: object, name: str, place: str) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text":
+        got = f"type {part.get('type')}" if isinstance(part, dict) else kind(part)
+        raise ValueError(f"{place}: {name} must be of type text, got {got}")
+    return _string(part.get("text"), f"{name}: `text`", place)
 
 
 def _learnable(turns: list[dict[str, str]], first: int, field: str, place: str) -> dict:

@@ -1,9 +1,11 @@
-"""Rows of instruction data, read and checked."""
+"""Rows of data, read and checked: of instructions alone, or of any form that can be learnt from."""
 
 from __future__ import annotations
 
+from itertools import chain, islice
+
 from rosa.data.files import Source, read_rows
-from rosa.data.forms import check_instruction
+from rosa.data.forms import Form, check_instruction, check_row, find_form
 
 
 def load_rows(data: str, split: str | None = None, *, target: str | None = "output") -> list[dict]:
@@ -29,3 +31,30 @@ def load_rows(data: str, split: str | None = None, *, target: str | None = "outp
     if not rows:
         raise ValueError(f"{data} holds no rows")
     return rows
+
+
+def load_learnable(
+    data: str, *, form: str | None = None, limit: int | None = None
+) -> tuple[Form, list[dict], list[str]]:
+    """Read rows of one of the forms that `rosa train` takes, and check every one.
+
+    Args:
+        data (str): as for `load_rows`.
+        form (str, optional): one of `forms.DATA_FORMS`; None goes by the columns of the first row.
+        limit (int, optional): read no more rows than these.
+
+    Returns:
+        tuple: their form; the rows as `forms.Form.prompts` has them; the place of each.
+
+    Raises:
+        FileNotFoundError: there is no such file or dataset.
+        ValueError: the data holds no rows, or is of none of the forms or of several; the message names the place.
+    """
+    found = read_rows(Source(data))
+    first = next(found, None)
+    if first is None:
+        raise ValueError(f"{data} holds no rows")
+    its_form = find_form(first[1], first[0], form)
+    found = islice(chain([first], found), limit)
+    rows = [(check_row(its_form, value, place), place) for place, value in found]
+    return its_form, [row for row, _ in rows], [place for _, place in rows]

@@ -37,6 +37,7 @@ from rosa.miniature.problems import SEEN, UNSEEN, exact_match, generate
 from rosa.miniature.training import Schedule
 
 MAX_NEW_TOKENS = 40  # the longest solution has about 30
+BASES, ADAPTER, PICTURE = "base", "adapter", "demo.png"  # in the folder for the results
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,11 @@ def run(output: Path, seed: int, sizes: Sizes | None = None) -> None:
             made there with the same seed and sizes is used again.
         seed (int): of the problems, the first weights and the batches.
         sizes (Sizes, optional): for a smaller run.
+
+    Raises:
+        ValueError: in the folder there is something that no demo put there.
     """
+    refuse_others_work(Path(output))
     with _quiet_libraries():
         _run(Path(output), seed, sizes or Sizes())
 
@@ -85,7 +90,7 @@ def _run(output: Path, seed: int, sizes: Sizes) -> None:
 
     seen = generate(SEEN, sizes.base_problems, sizes.held_out, seed)
     unseen = generate(UNSEEN, sizes.problems, sizes.held_out, seed)
-    base, origin = _make_base(seen.train, sizes.base, seed, output / "base")
+    base, origin = _make_base(seen.train, sizes.base, seed, output / BASES)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base)
     examine = partial(_examine, tokenizer=tokenizer, seen=seen.held_out, unseen=unseen.held_out)
@@ -100,7 +105,7 @@ def _run(output: Path, seed: int, sizes: Sizes) -> None:
     lora_after, _ = examine(lora.model)
     print(comparison_section(before, rosa, rosa_after, lora, lora_after), flush=True)
 
-    adapter, picture = output / "adapter", output / "demo.png"
+    adapter, picture = output / ADAPTER, output / PICTURE
     save_adapter(rosa.model, adapter)
     fresh = load_adapter(AutoModelForCausalLM.from_pretrained(base), adapter)
     same = sum(map(operator.eq, _answers(fresh, tokenizer, unseen.held_out), answers_after))
@@ -116,6 +121,23 @@ def _run(output: Path, seed: int, sizes: Sizes) -> None:
     print(f"\n{time.perf_counter() - start:.0f} s in all.")
     if sizes is QUICK:
         print(QUICK_NOTE)
+
+
+def refuse_others_work(output: Path) -> None:
+    """Raises ValueError where a folder holds what no demo has made. Its own is known by its bases, which come first."""
+    bases = _names(output / BASES)
+    own = {BASES, ADAPTER, PICTURE} if any(name.startswith("base-") for name in bases) else {BASES}
+    others = [name for name in _names(output) if name not in own]
+    others += [f"{BASES}/{name}" for name in bases if not name.startswith(("base-", "unfinished-"))]
+    if others:
+        some = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise ValueError(f"{output} already holds {some}, which no demo has made: choose another folder (--output)")
+
+
+def _names(folder: Path) -> list[str]:
+    """What stands in a folder, if there is one; hidden files do not count."""
+    found = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(name for name in found if not name.startswith("."))
 
 
 def _make_base(rows: Sequence[dict], recipe: BaseRecipe, seed: int, cache: Path) -> tuple[Path, str]:

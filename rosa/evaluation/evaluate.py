@@ -27,6 +27,7 @@ from rosa.storage.locking import alone_in
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+PREDICTIONS = "predictions"
 CONFIDENCE = 0.95
 _SAMPLES = 4096  # about so many values of each tensor go into the fingerprint of a model
 
@@ -140,9 +141,8 @@ def evaluate(
     options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     check_options(**options)
     made_with = _made_with(model, tokenizer, form, max_new_tokens, made_with)
-    folder = Path(folder) / "predictions"
-    files = {task: folder / f"{task.name}.jsonl" for task in tasks}
-    with alone_in(folder):
+    files = {task: _file(Path(folder), task) for task in tasks}
+    with alone_in(Path(folder) / PREDICTIONS):
         known = {task: {} if overwrite else read(files[task], rows, made_with) for task, rows in tasks.items()}
         for task, file in files.items():
             start(file, known[task].values(), made_with)
@@ -167,6 +167,23 @@ def evaluate(
     return Evaluation(scores)
 
 
+def check_earlier(
+    tasks: Mapping[Task, Sequence[dict]], folder: str | os.PathLike, made_with: Mapping[str, object]
+) -> None:
+    """Refuses earlier predictions that `evaluate` could not go on with, as far as can be told without the model.
+
+    Args:
+        tasks, folder: as for `evaluate`.
+        made_with (mapping): what is known by now of what predictions depend on, as JSON gives it back; None for what
+            they do not have.
+
+    Raises:
+        ValueError: predictions there are damaged, or belong to another model, other rows or other settings.
+    """
+    for task, rows in tasks.items():
+        read(_file(Path(folder), task), rows, made_with, partly=True)
+
+
 def fingerprint(model: torch.nn.Module) -> str:
     """A digest of a sample of every tensor of a model: other weights, or an adapter trained further, give another.
 
@@ -187,6 +204,10 @@ def fingerprint(model: torch.nn.Module) -> str:
         values = tensor.detach().flatten()[:: max(1, tensor.numel() // _SAMPLES)].contiguous().cpu()
         content.update(values.view(torch.uint8).numpy().tobytes())
     return content.hexdigest()[:16]
+
+
+def _file(folder: Path, task: Task) -> Path:
+    return folder / PREDICTIONS / f"{task.name}.jsonl"
 
 
 def _check_row(task: Task, index: int, row: dict) -> None:

@@ -15,7 +15,7 @@ from rosa.evaluation.tasks import Task, extract_answer, is_correct
 from rosa.storage.files import replace_files, replace_text
 from rosa.storage.parsing import parse_object
 
-_REMEDY = "choose another folder, or overwrite what is there (--overwrite)"
+_REMEDY = "choose another folder (--output), or overwrite what is there (--overwrite)"
 
 
 def prediction(index: int, row: Mapping[str, object], text: str) -> dict:
@@ -48,13 +48,16 @@ def judged(task: Task, line: Mapping[str, object], answer: str) -> dict:
     }
 
 
-def read(file: Path, rows: Sequence[Mapping[str, object]], made_with: Mapping[str, object]) -> dict[int, dict]:
+def read(
+    file: Path, rows: Sequence[Mapping[str, object]], made_with: Mapping[str, object], *, partly: bool = False
+) -> dict[int, dict]:
     """The lines of an earlier run by row, also those of rows beyond these. Changes no file.
 
     Args:
         file (Path): `NAME.jsonl`; there need be none.
         rows (sequence of mapping): `instruction` and perhaps `input`, of the run that goes on.
         made_with (mapping): what its predictions depend on, as JSON gives it back.
+        partly (bool): this is not all of it, so that the rest cannot differ.
 
     Raises:
         ValueError: a file is damaged, or the predictions were made with something else or belong to other rows.
@@ -64,7 +67,7 @@ def read(file: Path, rows: Sequence[Mapping[str, object]], made_with: Mapping[st
     lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
     if not lines:
         return {}
-    _check_made_with(file, made_with)
+    _check_made_with(file, made_with, partly)
     known = {}
     for number, content in enumerate(lines, start=1):
         line = _parsed(content)
@@ -118,13 +121,14 @@ def _parsed(content: bytes) -> dict | None:
         return None
 
 
-def _check_made_with(file: Path, made_with: Mapping[str, object]) -> None:
+def _check_made_with(file: Path, made_with: Mapping[str, object], partly: bool) -> None:
     beside = _made_with_file(file)
     try:
         earlier = parse_object(beside.read_bytes())
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{beside} does not say what the predictions in {file} were made with: {_REMEDY}") from error
-    different = [name for name in {**earlier, **made_with} if earlier.get(name) != made_with.get(name)]
+    names = made_with if partly else {**earlier, **made_with}
+    different = [name for name in names if earlier.get(name) != made_with.get(name)]
     if different:
         both = "; ".join(f"{name} was {earlier.get(name)}, now {made_with.get(name)}" for name in different)
         raise ValueError(f"the predictions in {file} belong to another model or other settings: {both}. {_REMEDY}")

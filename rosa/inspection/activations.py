@@ -89,12 +89,11 @@ def token_batches(
 
     Args:
         tokenizer (PreTrainedTokenizerBase): the model's tokenizer.
-        texts (sequence of str): a longer text than `max_length` is read in pieces.
-        max_length (int): most tokens of a piece.
-        batch_size (int): pieces in a batch, padded on the right; what is measured does not depend on it.
+        texts (sequence of str): see `id_batches` for what becomes of a long one.
+        max_length, batch_size (int): as for `id_batches`.
 
     Returns:
-        list of dict: `input_ids` and `attention_mask`, int64 `[pieces, tokens]`; the longest first.
+        list of dict: as `id_batches` has it.
 
     Raises:
         TypeError: `texts` is one string.
@@ -102,9 +101,29 @@ def token_batches(
     """
     if isinstance(texts, str):
         raise TypeError("texts must be a sequence of strings, got one string")
-    if max_length < 1 or batch_size < 1:
-        raise ValueError(f"max_length and batch_size must be at least 1, got {max_length} and {batch_size}")
     rows = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
+    return id_batches(rows, max_length=max_length, batch_size=batch_size)
+
+
+def id_batches(
+    rows: Sequence[Sequence[int]], *, max_length: int = 2048, batch_size: int = 8
+) -> list[dict[str, Tensor]]:
+    """Put token ids together for `measure`.
+
+    Args:
+        rows (sequence of token ids): a longer one than `max_length` is read in pieces.
+        max_length (int): most tokens of a piece.
+        batch_size (int): pieces in a batch, padded on the right; what is measured does not depend on it.
+
+    Returns:
+        list of dict: `input_ids` and `attention_mask`, int64 `[pieces, tokens]`; the longest first.
+
+    Raises:
+        ValueError: a number below 1, or no row holds a token.
+    """
+    for name, value in (("max_length", max_length), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     pieces = [row[start : start + max_length] for row in rows for start in range(0, len(row), max_length)]
     if not pieces:
         raise ValueError("there is no text to measure: not one token")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
 
+from rosa.adapters.card import PAPERS
+from rosa.adapters.folder import read_description
 from rosa.selection.algorithm import Selection
 from rosa.selection.log import read_entry
 from rosa.storage.parsing import parse_object
@@ -55,15 +57,28 @@ def read_course(folder: str | os.PathLike) -> Course:
     except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is not the state of a Trainer: {type(error).__name__}: {error}") from error
     if not selections:
-        raise ValueError(
-            f"{path} logs no layer selection in {steps} steps: the run trained without it (--dls false, dls=None), or "
-            "ended before the first one (see --dls_interval and --dls_warmup_steps)"
-        )
+        raise ValueError(f"{path} logs no layer selection in {steps} steps: {_why_none(path.parent)}")
     if len({layers for _, layers in selections}) > 1:
         raise ValueError(
             f"{path} logs selections among other layers at one step than at another: it is of several runs"
         )
     return Course(selections[-1][1], steps, [made for made, _ in selections])
+
+
+def _why_none(folder: Path) -> str:
+    """What a run without selections trained, and why there are none."""
+    try:
+        description = read_description(folder)
+    except (OSError, ValueError):  # of a run that a library's own Trainer saved, say
+        description = {}
+    method = str(description.get("peft_type") or description.get("method") or "rosa")
+    if method != "rosa":
+        title = PAPERS[method].title if method in PAPERS else method
+        return f"the run trained {title}, which has no layer selection unless --dls true asks for it"
+    return (
+        "the run trained without it (--dls false, dls=None), or ended before the first one (see --dls_interval and "
+        "--dls_warmup_steps)"
+    )
 
 
 def _log_of(folder: Path) -> Path:

@@ -199,6 +199,7 @@ def test_the_help_of_train_says_each_option_once_with_the_default_that_it_has(ca
         (["generate", "--model", "m", "--data", "d", "--adapters", "a,,b"], "must be folders or Hub names, or NAME=FO"),
         (["generate", "--model", "m", "--data", "d", "--adapters", "a", "--adapter", "b"], "not allowed with argument"),
         (["generate", "--model", "m", "--prompt", "p", "--dtype", "float31"], "argument --dtype: invalid choice"),
+        (["generate", "--model", "m", "--data", "d", "--batch_size", "0"], "--batch-size: must be at least 1, got 0$"),
         (["info", "--verbose"], "rosa info: error: unrecognized arguments: --verbose"),
     ],
 )
@@ -486,7 +487,6 @@ def test_generate_takes_input_or_a_prompt_verbatim_and_needs_no_adapter(base, ca
     [
         (["--adapter", "nowhere"], "there is no adapter folder nowhere"),
         (["--model", "no/such/model"], "no/such/model"),
-        (["--max_new_tokens", "0"], "max_new_tokens and batch_size must be at least 1"),
     ],
 )
 def test_generate_tells_errors_in_one_line(base, options, message, capsys):

@@ -98,10 +98,11 @@ def test_demo_from_end_to_end(sizes, tmp_path, capfd):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rosa.adapters.disk import load_adapter
-    from rosa.demo.run import run
+    from rosa.demo.run import refuse_others_work, run
     from rosa.evaluation.generation import answer
 
     run(tmp_path, 0, sizes)
+    refuse_others_work(tmp_path)  # does not: a second demo may go there
 
     report = capfd.readouterr().out
     (base,) = (tmp_path / "base").iterdir()
@@ -119,6 +120,29 @@ def test_demo_from_end_to_end(sizes, tmp_path, capfd):
     model = load_adapter(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter")
     assert printed == answer(model, AutoTokenizer.from_pretrained(base), [prompt(instruction)], max_new_tokens=40)[0]
     assert "right answer: " in report
+
+
+@pytest.mark.parametrize(
+    ("file", "named"),
+    [
+        ("adapter_model.safetensors", "adapter_model.safetensors"),
+        ("notes.txt", "notes.txt"),
+        ("adapter/adapter_model.safetensors", "adapter"),
+        ("base/config.json", "base/config.json"),
+    ],
+)
+def test_a_folder_that_holds_anything_else_than_a_demo_is_refused(tmp_path, file, named, capsys):
+    from rosa.cli import main
+
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("mine")
+    with pytest.raises(SystemExit):
+        main(["demo", "--quick", "--output", str(tmp_path)])
+    assert f"{tmp_path} already holds {named}, which no demo has made: choose" in capsys.readouterr().err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / file]
+    with pytest.raises(SystemExit):
+        main(["demo", "--quick", "--output", str(tmp_path / file)])
+    assert f"--output {tmp_path / file} is not a folder" in capsys.readouterr().err
 
 
 def test_an_interrupted_base_is_not_used_and_a_whole_one_is(sizes, tmp_path, monkeypatch):

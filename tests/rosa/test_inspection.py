@@ -301,8 +301,8 @@ def test_long_texts_are_read_in_pieces_without_losing_a_token(tokenizer):
         ("one text", {}, TypeError, "a sequence of strings, got one string"),
         ([], {}, ValueError, "no text to measure"),
         (["", ""], {}, ValueError, "no text to measure"),
-        (TEXTS, {"max_length": 0}, ValueError, "max_length and batch_size must be at least 1, got 0 and 8"),
-        (TEXTS, {"batch_size": 0}, ValueError, "max_length and batch_size must be at least 1, got 2048 and 0"),
+        (TEXTS, {"max_length": 0}, ValueError, "^max_length must be at least 1, got 0$"),
+        (TEXTS, {"batch_size": 0}, ValueError, "^batch_size must be at least 1, got 0$"),
     ],
 )
 def test_texts_that_cannot_be_batched_are_refused(tokenizer, texts, options, error, message):

@@ -10,9 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import rosa
 from rosa.cli import main
-from rosa.data.prompts import prompt
-from rosa.inspection.activations import energy_shares, measure, token_batches
+from rosa.data.tokens import sequences
+from rosa.inspection.activations import energy_shares, id_batches, measure, token_batches
 
+from .data.chat_templates import WITHOUT_MARKS
 from .tiny_qwen2 import tiny_model, tiny_tokenizer
 
 ROWS = [{"instruction": f"Say {i}.", "output": f"It is {i}."} for i in range(8)]
@@ -26,6 +27,7 @@ def base(tmp_path_factory):
     """A folder with a tiny base, an adapter for it, text, and data."""
     folder = tmp_path_factory.mktemp("base")
     tokenizer = tiny_tokenizer([TEXT], vocab_size=300)
+    tokenizer.chat_template = WITHOUT_MARKS
     tokenizer.save_pretrained(folder / "model")
     model = tiny_model(len(tokenizer), initializer_range=0.3)
     model.save_pretrained(folder / "model")
@@ -58,11 +60,17 @@ def measuring(base, *more):
     return ["inspect", "--model", str(base / "model"), *map(str, more)]
 
 
-def shares_of(base, texts, r_lows, adapter=False):
-    model, tokenizer = (kind.from_pretrained(base / "model") for kind in (AutoModelForCausalLM, AutoTokenizer))
+def shares_of(base, batches, r_lows, adapter=False):
+    model = AutoModelForCausalLM.from_pretrained(base / "model")
     if adapter:
         rosa.load_adapter(model, base / "adapter")
-    return energy_shares(measure(model, token_batches(tokenizer, texts, max_length=64)), r_lows)
+    return energy_shares(measure(model, batches), r_lows)
+
+
+def trained_on(base, rows, form):
+    """The tokens of rows as training sees them, without EOS."""
+    made = sequences(rows, AutoTokenizer.from_pretrained(base / "model"), form)
+    return [ids if form == "chat" else ids[:-1] for ids, _ in made]
 
 
 def both(output):
@@ -75,7 +83,8 @@ def test_a_model_is_measured_on_a_text(base, tmp_path, capsys):
     names = [f"{name}.{kind}" for name in ("energy_share", "head_dimensions", "layers") for kind in ("csv", "png")]
     assert sorted(path.name for path in output.iterdir()) == names
     r_lows = [0.25, 0.4, 0.5, 0.75, 1.0]  # 0.1 leaves none of the 8 pairs
-    expected = shares_of(base, [TEXT], r_lows)
+    batches = token_batches(AutoTokenizer.from_pretrained(base / "model"), [TEXT], max_length=64)
+    expected = shares_of(base, batches, r_lows)
     assert both(output) == pytest.approx([share.both for share in expected])
     printed = capsys.readouterr().out
     tokens = len(AutoTokenizer.from_pretrained(base / "model")(TEXT)["input_ids"])
@@ -93,13 +102,40 @@ def test_a_model_is_measured_on_a_text(base, tmp_path, capsys):
 def test_with_an_adapter_and_rows_it_measures_their_prompts_and_responses(base, tmp_path):
     more = ["--data", base / "rows.json", "--limit", 3, "--adapter", base / "adapter", "--max-length", 64]
     main(measuring(base, *more, "--batch-size", 2, "--output", tmp_path / "out"))
-    texts = [prompt(row["instruction"]) + row["output"] for row in ROWS[:3]]
-    expected, bare = (shares_of(base, texts, [0.25, 0.5, 0.75, 1.0], adapter) for adapter in (True, False))
+    batches = id_batches(trained_on(base, ROWS[:3], "instruction"), max_length=64)
+    expected, bare = (shares_of(base, batches, [0.25, 0.5, 0.75, 1.0], adapter) for adapter in (True, False))
     assert both(tmp_path / "out") == pytest.approx([share.both for share in expected], rel=1e-4)
     assert both(tmp_path / "out") != pytest.approx([share.both for share in bare], rel=1e-2)
     gains = table(tmp_path / "out" / "gains.csv")
     assert {row["layer"] for row in gains} == {"0", "1"} and any(float(row["mean"]) != 1 for row in gains)
     assert (tmp_path / "out" / "gains.png").exists()
+
+
+TURNS = [{"role": "user", "content": "Say 1."}, {"role": "assistant", "content": "It is 1."}]
+
+
+@pytest.mark.parametrize(
+    ("row", "prompts", "learnt"),
+    [
+        ({"messages": TURNS}, "chat", {"messages": TURNS, "first": 0}),
+        ({"prompt": "Say 1.", "completion": " It is 1."}, "plain", None),
+        ({"text": "It is 1."}, "plain", {"prompt": "", "completion": "It is 1."}),
+    ],
+)
+def test_rows_of_every_form_are_measured_as_they_are_trained_on(base, tmp_path, row, prompts, learnt):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    main(measuring(base, "--data", tmp_path / "rows.jsonl", "--output", tmp_path / "out"))
+    expected = shares_of(base, id_batches(trained_on(base, [learnt or row], prompts)), [0.25, 0.5, 0.75, 1.0])
+    assert both(tmp_path / "out") == pytest.approx([share.both for share in expected])
+
+
+def test_of_rows_that_may_be_read_in_two_ways_one_is_asked_for(base, tmp_path, error):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**ROWS[0], "messages": TURNS}))
+    args = measuring(base, "--data", tmp_path / "rows.jsonl", "--output", tmp_path / "out")
+    assert "say which with --data_format" in error(args)
+    main([*args, "--data_format", "instruction"])
+    expected = shares_of(base, id_batches(trained_on(base, ROWS[:1], "instruction")), [0.25, 0.5, 0.75, 1.0])
+    assert both(tmp_path / "out") == pytest.approx([share.both for share in expected])
 
 
 def test_a_run_is_shown(finished, tmp_path, capsys):
@@ -138,6 +174,9 @@ def error(capsys):
         (["--model", "m"], "one of the arguments --text --data is required with --model"),
         (["--model", "m", "--text", "t", "--data", "d"], "argument --data: not allowed with argument --text"),
         (["--model", "m", "--text", "t", "--limit", "3"], "argument --limit: only with --data"),
+        (["--model", "m", "--text", "t", "--data-format", "text"], "argument --data-format: only with --data"),
+        (["--model", "m", "--data", "d", "--limit", "0"], "argument --limit: must be at least 1, got 0"),
+        (["--model", "m", "--text", "t", "--batch-size", "0"], "argument --batch-size: must be at least 1, got 0"),
         (["--run", "r", "--max-length", "3"], "argument --max-length: not allowed with argument --run"),
         (["--run", "r", "--adapter", "a"], "argument --adapter: not allowed with argument --run"),
     ],
@@ -154,14 +193,12 @@ def test_text_that_cannot_be_measured_is_named(base, tmp_path, error):
     assert f"{latin} is not UTF-8 text" in error(measuring(base, "--text", latin))
     assert "there is no file" in error(measuring(base, "--text", tmp_path / "none.txt"))
     assert "there is no file" in error(measuring(base, "--data", tmp_path / "none.json"))
-    assert "--limit must be at least 1 row, got 0" in error(measuring(base, "--data", base / "rows.json", "--limit", 0))
 
 
 def test_numbers_out_of_range_and_foreign_adapters_are_refused(base, tmp_path, error, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = ["--text", base / "text.txt"]
     assert "r_low must lie in (0, 1], got 1.5" in error(measuring(base, *text, "--r-low", 1.5))
-    assert "batch_size must be at least 1" in error(measuring(base, *text, "--batch-size", 0))
     assert not list(tmp_path.iterdir())
     assert "r_low=0.05 leaves no pair" in error(measuring(base, *text, "--r-low", 0.05))
     assert "there is no adapter folder" in error(measuring(base, *text, "--adapter", tmp_path / "none"))
@@ -189,5 +226,6 @@ def test_a_folder_without_a_run_or_without_selections_is_named(tmp_path, error, 
 
 def test_an_output_that_is_a_file_is_told_before_the_model_is_loaded(base, tmp_path, error):
     (tmp_path / "file").write_text("")
-    message = error(measuring(base, "--text", base / "text.txt", "--output", tmp_path / "file"))
-    assert "File exists" in message and str(tmp_path / "file") in message
+    for output, fault in ((tmp_path / "file", "is not a folder"), (tmp_path / "file" / "out", "cannot be made, as")):
+        arguments = ["--text", base / "text.txt", "--output", output]
+        assert f"--output {output} {fault}" in error(["inspect", "--model", "no/such/model", *arguments])

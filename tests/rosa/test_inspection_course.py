@@ -124,6 +124,18 @@ def test_a_run_without_selections_is_an_error(make_trainer, tmp_path):
     assert any(isinstance(callback, LogSelections) for callback in trainer.callback_handler.callbacks)
 
 
+@pytest.mark.parametrize("config", [rosa.RoadConfig(), rosa.RosaConfig(rank=4)])
+def test_a_run_of_road_is_told_that_it_chose_no_layers(make_trainer, tmp_path, config):
+    trainer = make_trainer(config=config, dls={"interval": 40})
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    told = "the run trained RoAd, which has no layer selection unless --dls true"
+    with pytest.raises(ValueError, match="the run trained ") as error:
+        read_course(tmp_path / "run")
+    assert (told in str(error.value)) == isinstance(config, rosa.RoadConfig)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "{}", json.dumps({"log_history": []})])
 def test_a_damaged_log_is_named(tmp_path, content):
     (tmp_path / "trainer_state.json").write_text(content)

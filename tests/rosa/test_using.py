@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 
 import rosa
 from rosa.cli import main
+from rosa.commands.output import check_output
 from rosa.data.prompt_form import CHAT, INSTRUCTION, PLAIN, save_form
 from rosa.data.prompts import chat_ids, prompt, question_ids
 from rosa.data.tokens import tokenize
@@ -187,11 +188,12 @@ def test_an_adapter_of_peft_is_talked_to_likewise_and_silenced(folder, form, tmp
     save_form(tmp_path, form)
     expected = answer(model, tokenizer, asked, max_new_tokens=6) + expected
     assert expected[0] != expected[1]
-    monkeypatch.setattr(sys, "stdin", Typed(f"{ASK}\n/base\n/adapter\n/reset\n/base\n"))
+    monkeypatch.setattr(sys, "stdin", Typed(f"{ASK}\n/base\n/base {SING}\n/adapter\n/reset\n/base\n"))
     main(["chat", "--adapter", str(tmp_path), "--max-new-tokens", "6"])
     printed = capsys.readouterr()
     assert printed.out == "".join(f"{text}\n" for text in expected)
     assert ("continued as it stands, without history" in printed.err) == (form == PLAIN)
+    assert "/base takes nothing after it, got 'Sing.': /help shows what it does\n" in printed.err
     assert "there is nothing to switch" in printed.err and "nothing was asked yet" in printed.err
 
 
@@ -237,6 +239,8 @@ def test_chat_tells_what_does_not_go_together(folder, in_form, tmp_path, capsys,
     monkeypatch.setattr(sys, "stdin", io.StringIO(ASK))
     error = error_of(capsys, "chat", "--adapter", in_form(CHAT), "--model", bare)
     assert f"the tokenizer of {bare} has no chat template" in error
+    error = error_of(capsys, "chat", "--adapter", bare)
+    assert f"{bare} holds a model (model.safetensors) and no adapter: give it as --model" in error
 
 
 # Generate and evaluate
@@ -262,11 +266,64 @@ def test_generate_answers_files_of_all_kinds(folder, used, in_form, tmp_path, ca
     lines = printed(capsys, *args, tmp_path / "rows.jsonl", "--adapter", adapter).splitlines()
     assert [json.loads(line)["prediction"] for line in lines] == expected
     assert json.loads(lines[2]) == {**rows[2], "prediction": expected[2]}
-    (tmp_path / "prompts.txt").write_text("Are you\n\n")
-    (line,) = printed(capsys, *args, tmp_path / "prompts.txt", "--adapter", adapter).splitlines()
-    assert json.loads(line) == {"prompt": "Are you", "prediction": expected[1]}
     error = error_of(capsys, *args, tmp_path / "rows.jsonl", "--adapter", folder / "no")
-    assert "rows.jsonl, row 2: `messages` has 3 turns, and the adapter, whose prompts are of the form" in error
+    assert "rows.jsonl, row 2: there are 3 turns up to the user's last, and the adapter, whose prompts" in error
+
+
+def test_generate_asks_the_lines_of_a_text_as_questions_and_continues_prompts(folder, used, in_form, tmp_path, capsys):
+    model, tokenizer = used
+    lines, args = tmp_path / "lines.txt", ["generate", "--max-new-tokens", 6, "--data"]
+    lines.write_text(f"{ASK}\n\n")
+    for form in (CHAT, PLAIN):
+        expected = answer(model, tokenizer, [question_ids(form, tokenizer, ASK)], max_new_tokens=6)[0]
+        main([str(arg) for arg in (*args, lines, "--adapter", in_form(form))])
+        told = capsys.readouterr()
+        field = {"prompt": ASK} if form == PLAIN else {"instruction": ASK, "input": ""}
+        assert json.loads(told.out) == {**field, "prediction": expected} and "as they are" not in told.err
+    bare = AutoModelForCausalLM.from_pretrained(folder / "base")
+    found = json.loads(printed(capsys, *args, lines, "--model", folder / "base"))
+    assert found == {"prompt": ASK, "prediction": answer(bare, tokenizer, [ASK], max_new_tokens=6)[0]}
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps({'prompt': ASK})}\n" * 2)
+    for adapter, times in ((tmp_path / CHAT, 1), (folder / "no", 0)):
+        main([str(arg) for arg in (*args, tmp_path / "rows.jsonl", "--adapter", adapter)])
+        assert capsys.readouterr().err.count("prompts are continued as they are; this adapter was") == times
+
+
+def test_generate_asks_the_rows_that_one_trained_on_again(used, in_form, tmp_path, capsys):
+    model, tokenizer = used
+    first, answered = {"from": "human", "value": ASK}, {"from": "gpt", "value": "yes"}
+    rows = [
+        {"messages": [{"role": "user", "content": ASK}, {"role": "assistant", "content": "yes"}]},
+        {"conversations": [first, answered]},
+        {"prompt": [{"role": "user", "content": ASK}], "completion": [{"role": "assistant", "content": "yes"}]},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    expected = answer(model, tokenizer, [question_ids(CHAT, tokenizer, ASK)], max_new_tokens=6)[0]
+    args = ["generate", "--max-new-tokens", 6, "--data", tmp_path / "rows.jsonl", "--adapter", in_form(CHAT)]
+    found = [json.loads(line) for line in printed(capsys, *args).splitlines()]
+    assert found == [{**row, "prediction": expected} for row in rows]
+
+
+def test_the_folder_of_generates_output_is_made_or_told_before_the_model_is_loaded(folder, tmp_path, capsys):
+    (tmp_path / "lines.txt").write_text(ASK)
+    args = ["generate", "--data", tmp_path / "lines.txt", "--max-new-tokens", 2]
+    printed(capsys, *args, "--model", folder / "base", "--output", tmp_path / "new" / "folder" / "a.jsonl")
+    assert json.loads((tmp_path / "new" / "folder" / "a.jsonl").read_text())["prompt"] == ASK
+    output = tmp_path / "lines.txt" / "new" / "a.jsonl"
+    error = error_of(capsys, *args, "--model", "no/such/model", "--output", output)
+    assert f"--output {output} cannot be made, as {tmp_path / 'lines.txt'} is not a folder" in error
+    error = error_of(capsys, *args, "--model", "no/such/model", "--output", tmp_path / "other" / "a.jsonl")
+    assert "no/such/model" in error and not (tmp_path / "other").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_into_is_told(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(ValueError, match=f"--output .*/out cannot be written, as nothing .* into {tmp_path}"):
+            check_output(tmp_path / "out")
+    finally:
+        tmp_path.chmod(0o700)
 
 
 def test_generate_asks_each_row_in_the_form_of_its_own_adapter(folder, used, in_form, tmp_path, capsys):
@@ -319,7 +376,7 @@ def test_evaluate_asks_in_the_adapters_form_and_says_so_to_a_run_that_goes_on(fo
         (["a", "name"], "argument USER/NAME: must be the name of a repository, user/name, got name", 2),
         (["a", "me/name", "--create-pr", "--revision", "x"], "--create-pr: not allowed with argument --revision", 2),
         (["a", "me/no name"], "Repo id must use alphanumeric chars", 1),
-        (["nowhere", "me/name"], "nowhere holds no complete adapter", 1),
+        (["nowhere", "me/name"], "there is no adapter folder nowhere", 1),
     ],
 )
 def test_wrong_arguments_of_push_are_told(args, message, code, capsys):

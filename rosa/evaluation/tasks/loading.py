@@ -74,10 +74,13 @@ def _tasks_of(name: str, data_dir: Path | None) -> tuple[Task, ...]:
     if name in own:
         return (Task(name, _form(own[name])),)
     known = {known.lower(): known for known in (*GROUPS, *TASKS, *own)}
-    nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0)[0]
-    hint = "" if data_dir is None else f"; a task of your own needs {Path(data_dir) / name / 'task.json'}"
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    meant = f"did you mean {known[near[0]]}? " if near else ""
+    folder = "--data-dir, the folder of data, and there " if data_dir is None else ""
+    described = Path(data_dir or "") / name / "task.json"
     raise ValueError(
-        f"there is no task {name!r}: did you mean {known[nearest]}? Known are {', '.join(known.values())}{hint}"
+        f"there is no task {name!r}: {meant}Known are {', '.join(known.values())}; a task of your own needs "
+        f"{folder}{described}"
     )
 
 

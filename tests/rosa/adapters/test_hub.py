@@ -188,6 +188,7 @@ def test_refusals_say_what_to_do(hub, ask):
     for name, token in (("me/refused", "hf_bad"), ("somebody-else/model", TOKEN)):
         error, message = ask(push(name, token=token))
         assert error == "PermissionError" and f"did not let this token write to {name}: log in with" in message
+        assert "HF_TOKEN" in message and "token=" not in message
     assert ask(push("not a name"))[0] == "HFValidationError"
     error, message = ask(push("me/refused", adapter_name="three"))
     assert error == "KeyError" and "no adapter 'three'; it has one, two" in message

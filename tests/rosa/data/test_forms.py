@@ -28,6 +28,10 @@ def checked(row, name=None):
             {"conversations": [USER, ASSISTANT], "system": "Be brief."},
             "conversations", "chat", {"messages": [SYSTEM, USER, ASSISTANT], "first": 0},
         ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": t} for t in ("h", "i")]}, ASSISTANT]},
+            "conversations", "chat", MESSAGES,
+        ),
         ({"prompt": "a", "completion": " b"}, "prompt_completion", "plain", {"prompt": "a", "completion": " b"}),
         (
             {"prompt": [USER, ASSISTANT, USER], "completion": [ASSISTANT]},
@@ -78,8 +82,17 @@ def test_columns_that_tell_no_form_are_an_error(row, message):
         ({"messages": [USER, {"role": "bot", "content": ""}]}, "message 1: `role` must be one of system.*, got .*bot"),
         ({"messages": [USER, {"content": "hello"}]}, "message 1: `role` must be one of .*, got null"),
         ({"messages": [USER, {"role": "assistant"}]}, "message 1: `content` must be a string, got null"),
-        ({"messages": [USER, {"role": "assistant", "content": ["a"]}]}, "message 1: `content` must be .* got a list"),
-        ({"messages": [USER, {**ASSISTANT, "tool_calls": [{}]}]}, "message 1 has `tool_calls`"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}]},
+            "`messages`, message 0: `content`, part 1 must be of type text, got type image",
+        ),
+        ({"messages": [{"role": "user", "content": ["a"]}]}, "`content`, part 0 must be of type text, got a string"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "part 0: `text` must be a string, got null"),
+        ({"messages": [{"role": "user", "content": []}]}, "message 0: `content` must be a string, got a list"),
+        (
+            {"messages": [USER, {**ASSISTANT, "tool_calls": [{}]}]},
+            "message 1 has `tool_calls`, and calls of",
+        ),
         ({"messages": [USER, ASSISTANT], "tools": [{}]}, "has `tools`"),
         ({"messages": [USER, ASSISTANT], "system": 3}, "`system` must be a string, got a number 3"),
         ({"conversations": [{"from": "alien", "value": ""}]}, "message 0: `from` must be one of system, .*alien"),

@@ -267,7 +267,7 @@ def test_predictions_made_otherwise_are_refused_and_kept(model, tokenizer, tmp_p
     options = {"tokenizer": tokenizer, "tasks": {OWN: some_rows(3)}, "max_new_tokens": 6, "made_with": {"adapter": "a"}}
     evaluate(model, folder=tmp_path, **options)
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=rf"{message}.*choose another folder, or overwrite what is there"):
+    with pytest.raises(ValueError, match=rf"{message}.*choose another folder \(--output\), or overwrite what is there"):
         evaluate(model, folder=tmp_path, **{**options, **changes})
     assert contents(tmp_path) == before
 
@@ -313,7 +313,7 @@ def test_nothing_to_evaluate_and_bad_truths_are_errors(model, tokenizer, tmp_pat
             evaluate(model, tokenizer, tasks, tmp_path)
     with pytest.raises(ValueError, match="`answer` must be a number"):
         evaluate(model, tokenizer, {SUMS: some_rows(2, answer="two")}, tmp_path)
-    with pytest.raises(ValueError, match="max_new_tokens and batch_size must be at least 1, got 0 and 8"):
+    with pytest.raises(ValueError, match="^max_new_tokens must be at least 1, got 0$"):
         evaluate(model, tokenizer, {OWN: some_rows(2)}, tmp_path, max_new_tokens=0)
     assert not contents(tmp_path)
 
@@ -415,6 +415,18 @@ def test_adapter_changes_the_answers_and_is_part_of_what_they_belong_to(save, ba
     assert [line["prediction"] for line in lines(tmp_path / "bare")] == tuned
 
 
+def test_predictions_of_another_model_are_told_before_this_one_is_loaded(base, data, tmp_path, capsys):
+    main(args(base, data, tmp_path / "out", "--limit", 1))
+    before = contents(tmp_path / "out")
+    other = shutil.copytree(base, tmp_path / "other")
+    (other / "model.safetensors").write_bytes(b"cannot be loaded")
+    error = error_of(args(other, data, tmp_path / "out", "--limit", 1), capsys)
+    assert "belong to another model or other settings: model was " in error and "folder (--output), or" in error
+    assert "weights was" not in error and contents(tmp_path / "out") == before
+    error = error_of(args(base, data, tmp_path / "out", "--limit", 1, "--max-new-tokens", 9), capsys)
+    assert "max_new_tokens was 8, now 9" in error
+
+
 def test_killed_process_resumes_to_the_same_predictions(base, data, tmp_path, capsys):
     options = ("--batch-size", 2, "--max-new-tokens", 24)
     main(args(base, data, tmp_path / "whole", *options))
@@ -499,6 +511,7 @@ def test_results_replace_a_link(base, data, tmp_path):
         (["--adapter", "nowhere"], "there is no adapter folder nowhere"),
         (["--adapter", "{data}"], "{data} holds no complete adapter: adapter_model.safetensors is missing"),
         (["--output", "{data}/own/test.json"], "--output {data}/own/test.json is not a folder"),
+        (["--output", "{data}/own/test.json/out"], "cannot be made, as {data}/own/test.json is not a folder"),
     ],
 )
 def test_bad_input_is_told_in_one_line_before_the_model_loads(data, tmp_path, options, message, capsys):

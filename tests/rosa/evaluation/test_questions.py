@@ -10,6 +10,7 @@ from rosa.evaluation.questions import check_form, load_questions, question
 from tests.rosa.tiny_qwen2 import tiny_tokenizer
 
 USER, ASSISTANT = {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}
+SYSTEM = {"role": "system", "content": "three"}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,11 @@ def test_rows_of_all_kinds_are_read(tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert load_questions(str(tmp_path / "rows.jsonl")) == [{"instruction": "one", "id": 7, "input": ""}, *rows[1:]]
     (tmp_path / "rows.txt").write_text("one two\r\n\n  \n three \n")
-    assert load_questions(str(tmp_path / "rows.txt")) == [{"prompt": "one two"}, {"prompt": " three "}]
+    for form in (None, PLAIN):
+        assert load_questions(str(tmp_path / "rows.txt"), form) == [{"prompt": "one two"}, {"prompt": " three "}]
+    for form in (CHAT, INSTRUCTION):
+        lines = load_questions(str(tmp_path / "rows.txt"), form)
+        assert lines == [{"instruction": text, "input": ""} for text in ("one two", " three ")]
 
 
 @pytest.mark.parametrize(
@@ -33,10 +38,12 @@ def test_rows_of_all_kinds_are_read(tmp_path):
         ({"input": "one"}, "row 0: has no `instruction`, only input"),
         ({"prompt": ""}, "row 0: `prompt` must be a text, got ''"),
         ({"prompt": "a \udc80"}, "row 0: `prompt`: .*surrogate"),
-        ({"messages": []}, "row 0: `messages` must be a list of turns"),
-        ({"messages": ["one"]}, "row 0: turn 0 must have `role` and `content`, got 'one'"),
-        ({"messages": [{"role": "user"}]}, "row 0: `content` of turn 0 must be a text, got None"),
-        ({"messages": [USER, ASSISTANT]}, "row 0: the last turn must be the user's, and is the assistant's"),
+        ({"messages": []}, "row 0: the last turn before an answer must be the user's, and there is none"),
+        ({"messages": [ASSISTANT]}, "row 0: the last turn before an answer must be the user's, and there is none"),
+        ({"messages": [USER, SYSTEM]}, "row 0: the last turn before an answer must be .*, and it is the system's"),
+        ({"messages": ["one"]}, "row 0: `messages`, message 0 must be an object with `role` and `content`, got .*one"),
+        ({"messages": [{"role": "user"}]}, "row 0: `messages`, message 0: `content` must be a string, got null"),
+        ({"prompt": [3], "completion": []}, "row 0: `prompt`, message 0 must be an object"),
     ],
 )
 def test_a_row_that_cannot_be_asked_is_told_by_its_place(row, message, tmp_path):
@@ -60,6 +67,10 @@ def test_a_row_is_asked_in_the_adapters_form_and_a_prompt_verbatim(tokenizer):
         assert question({"prompt": "one"}, form, tokenizer) == "one"
         assert question({"messages": [USER]}, form, tokenizer) == question_ids(form, tokenizer, "one")
     assert question(instruction, None, tokenizer) == question_ids(INSTRUCTION, tokenizer, "one", "two")
+    for again in ({"messages": [USER, ASSISTANT]}, {"prompt": [USER], "completion": [ASSISTANT]}):
+        assert question(again, CHAT, tokenizer) == question({"messages": [USER]}, CHAT, tokenizer)
+    named = {"system": "three", "conversations": [{"from": "human", "value": "one"}, {"from": "gpt", "value": "two"}]}
+    assert tokenizer.decode(question(named, None, tokenizer)) == "<system>three<user>one<assistant>"
     talk = tokenizer.decode(question({"messages": [USER, ASSISTANT, USER]}, None, tokenizer))
     assert talk == "<user>one<assistant>two<user>one<assistant>"
 
@@ -69,6 +80,6 @@ def test_history_is_for_the_chat_template_alone():
     for form in (CHAT, None):
         check_form(row, form, "here")
     for form in (INSTRUCTION, PLAIN):
-        check_form({"messages": [USER]}, form, "here")
-        with pytest.raises(ValueError, match="here: `messages` has 3 turns, and the adapter, .* one question at"):
+        check_form({"messages": [USER, ASSISTANT]}, form, "here")
+        with pytest.raises(ValueError, match="here: there are 3 turns up to .*, and the adapter, .* one question at"):
             check_form(row, form, "here")

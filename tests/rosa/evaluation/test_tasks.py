@@ -59,6 +59,11 @@ def test_unknown_task_gets_the_nearest_known_one(name, nearest):
         find_tasks(f"piqa,{name}")
 
 
+def test_a_task_that_is_like_none_is_told_that_it_needs_a_folder():
+    with pytest.raises(ValueError, match="no task 'ferry': Known are .*; a task of .* needs --data-dir, .*ferry/task"):
+        find_tasks("ferry")
+
+
 def test_no_task_is_an_error():
     with pytest.raises(ValueError, match="no task is named"):
         find_tasks(" ,")
