@@ -36,9 +36,9 @@ def run(argv: list[str]) -> None:
     """Run `rosa merge ...`."""
     options = parser(
         "merge",
-        "Put what an adapter does into the weights of its base, and save that as an ordinary model of transformers, with "
-        "its tokenizer: it is used without RoSA. RoAd's adapters merge, and nearly all of peft's; RoSA's cannot, as what "
-        "they do depends on the input.",
+        "Put what an adapter does into the weights of its base, and save that as an ordinary model of transformers, "
+        "with its tokenizer: it is used without RoSA. RoAd's adapters merge, and nearly all of peft's; RoSA's cannot, "
+        "as what they do depends on the input.",
     )
     options.add_argument("adapter", metavar="ADAPTER", help="RoAd's or peft's, a folder or Hub name")
     options.add_argument("output", metavar="OUTPUT", type=Path, help="folder for the model; it must hold nothing yet")
@@ -132,6 +132,6 @@ def _refuse_quantized(chosen: Chosen) -> None:
     config = AutoConfig.from_pretrained(chosen.base.name, revision=chosen.base.revision or "main")
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(
-            f"{chosen.base.name} was saved quantized, and what an adapter makes of its weights would have to be rounded "
-            "to few bits anew: give the model in 16 or 32 bits that it was made from, with --model"
+            f"{chosen.base.name} was saved quantized, and what an adapter makes of its weights would have to be "
+            "rounded to few bits anew: give the model in 16 or 32 bits that it was made from, with --model"
         )
