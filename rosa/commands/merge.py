@@ -67,7 +67,7 @@ def run(argv: list[str]) -> None:
 
 
 def _merged(chosen: Chosen, dtype: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """The base with the adapter in its weights, on the CPU, which holds it twice, and its tokenizer."""
+    """The base with the adapter in its weights, on the CPU, and its tokenizer."""
     folder = chosen.folders[ALONE]
     with base_named_by([folder], chosen.model):
         tokenizer = load_tokenizer(chosen.base.name, revision=chosen.base.revision, beside=[folder])
