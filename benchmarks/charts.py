@@ -19,7 +19,7 @@ DPI = 110
 
 
 def counted(run: Run, path: Path) -> None:
-    """Launches and saved bytes of a decoder layer, by method."""
+    """Launches of a decoder layer and bytes kept for backward, by method."""
     rows = [row for row in run.rows if row["group"] == "counted"]
     names = [row["provider"] for row in rows]
     colors = [OURS if _is_ours(name) else OTHERS for name in names]
@@ -28,7 +28,7 @@ def counted(run: Run, path: Path) -> None:
     _bars(launches, names, [row["forward"] + row["backward"] for row in rows], colors, "{:,.0f}")
     launches.set_title("launches forward and backward")
     _bars(saved, names, [row["saved_per_token"] / 1e3 for row in rows], colors, "{:,.0f}")
-    saved.set_title("kB saved for backward a token")
+    saved.set_title("kB kept for backward a token")
     figure.suptitle("A decoder layer of Qwen2.5-7B shape, counted", fontsize=11)
     figure.savefig(path, dpi=DPI)
 

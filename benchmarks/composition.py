@@ -1,7 +1,7 @@
 """Composition on a real model: capitals, worked word problems, and both, from rotations in SmolLM2-135M-Instruct.
 
-    python -m benchmarks.composition --model runs/smollm2    trains and tests what benchmarks/results does not hold yet
-    python -m benchmarks.composition                         writes docs/composition.md from what is kept there
+    python -m benchmarks.composition --model FOLDER    trains and tests what benchmarks/results does not hold yet
+    python -m benchmarks.composition                   writes docs/composition.md from what is kept there
 
 Stopped and started again it goes on where it was. docs/composition.md says how the model is got.
 """

@@ -38,7 +38,7 @@ def sections(runs: Sequence[Run]) -> dict[str, str]:
     parts = {}
     if counted := _counted(runs):
         parts["speed"] = tables.counted(counted, tables.FIRST)
-        parts["counted"] = f"{tables.counted(counted)}\n\n![Launches and saved bytes](benchmark_counted.png)"
+        parts["counted"] = f"{tables.counted(counted)}\n\n![Launches and bytes kept](benchmark_counted.png)"
     parts["gpu"] = "\n\n".join(_machine(machine) for machine in machines(runs)) or NOT_MEASURED
     return parts
 

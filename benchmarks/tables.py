@@ -32,7 +32,7 @@ GIGA = 1e9
 
 
 def counted(run: Run, layers: Sequence[str] | None = None) -> str:
-    """Launches and bytes saved of a decoder layer, by `python -m benchmarks.static`; of these layers, or of all."""
+    """Launches of a decoder layer and bytes kept for backward, by `python -m benchmarks.static`; of these or of all."""
     rows = [
         (
             r["provider"],
@@ -45,7 +45,8 @@ def counted(run: Run, layers: Sequence[str] | None = None) -> str:
         for r in run.rows
         if r["group"] == "counted" and (layers is None or r["provider"] in layers)
     ]
-    header = ("layer", "launches forward", "backward", "a decoded token", "bytes saved a token", "beside the tokens")
+    kept = ("bytes kept for backward a token", "beside the tokens")
+    header = ("layer", "launches forward", "backward", "a decoded token", *kept)
     return f"{markdown(header, rows)}\n\nCounted on a CPU, not timed: {_versions(run)}."
 
 

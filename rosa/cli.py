@@ -16,6 +16,7 @@ COMMANDS = {
     "chat": "talk to an adapter in the terminal",
     "generate": "answer an instruction, or a file of them, with an adapter",
     "evaluate": "measure accuracy on benchmarks and tasks of your own",
+    "merge": "put an adapter into its base's weights, as a model that needs no RoSA",
     "push": "upload an adapter to the Hugging Face hub, with a model card",
     "inspect": "measure queries and keys by frequency, show a run's layer selection or a RoAd adapter's angles",
     "demo": "train a small model end to end",

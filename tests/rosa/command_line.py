@@ -14,8 +14,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
 TEXT = """# Command line
 
 Every command and its options, as `rosa COMMAND --help` prints them (`python -m tests.rosa.command_line` writes this
-page). What goes wrong is told in a line that begins with the command's name, and the exit status is 1, or 2 for wrong
-arguments.
+page). What goes wrong is told in a line on stderr that begins with the command's name; of wrong arguments most commands
+print their usage before it. The exit status is 1, for wrong arguments 2, and 130 after Ctrl-C.
 
 {commands}
 """

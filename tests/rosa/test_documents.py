@@ -10,8 +10,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 from rosa.cli import COMMANDS
+from rosa.training.finetune_arguments import TRAINING_DEFAULTS, parse
 from tests.rosa import command_line
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +101,18 @@ def test_python_is_python(page):
     for language, block in FENCED.findall(text_of(page)):
         if language == "python":
             ast.parse(block)
+
+
+def test_the_table_of_defaults_is_what_a_run_takes():
+    row = re.compile(r"^\| `--(\w+)`[^|]*\| (\S+) \| (\S+) \| (\S+) \|", re.MULTILINE)
+    told = {name: values for name, *values in row.findall(text_of(ROOT / "docs" / "training.md"))}
+    run = ["--model", "m", "--data", "d", "--output", "o", "--method"]
+    sources = [parse([*run, "rosa"])[1], parse([*run, "road"])[1], TrainingArguments("o")]
+    taken = {name: [getattr(source, name) for source in sources] for name in TRAINING_DEFAULTS}
+    assert told.keys() == {name for name, values in taken.items() if values != values[-1:] * 3}
+    for name, values in told.items():
+        kind = type(taken[name][0])
+        assert [kind(value) for value in values] == taken[name], name
 
 
 @pytest.mark.skipif(

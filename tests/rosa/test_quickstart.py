@@ -48,11 +48,11 @@ def test_the_page_leads_to_its_end(hub, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     told = dict(part.split("\n", 1) for part in done.stdout.split("$ ")[1:])
-    looked, trained, asked, _, evaluated, pushed = told.values()
+    looked, trained, asked, _, evaluated, of_base, pushed = told.values()
     (rows,) = [block for _, file, block in BLOCK.findall(PAGE.read_text(encoding="utf-8")) if file == "rows.jsonl"]
     assert f"data: {len(rows.splitlines())} conversations, 1 file; prompts: chat" in looked and "learnt:" in looked
     assert "60/60  loss" in trained and "rosa chat --adapter out" in trained
-    assert asked.strip() and "library" in evaluated
+    assert asked.strip() and "library" in evaluated and "library" in of_base
     assert json.loads((tmp_path / "out" / "prompt_form.json").read_text()) == {"form": "chat"}
     url, answer = pushed.split(">>>\n")
     assert url.startswith(f"{hub.url}/{ADAPTER}/commit/")

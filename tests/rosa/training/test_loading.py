@@ -15,7 +15,8 @@ import rosa
 from rosa.adapters.base import Base, find_base
 from rosa.adapters.folder import read_description
 from rosa.adapters.pretrained import load_model
-from rosa.data.prompts import prompt
+from rosa.data.prompt_form import FORMS, save_form
+from rosa.data.prompts import question_ids
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -141,10 +142,14 @@ def test_a_composition_is_loaded_with_no_task_chosen(base, tmp_path):
     assert description["base_model_name_or_path"] == str(base)
 
 
-def test_what_is_loaded_goes_into_a_pipeline_as_it_is(base, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_loaded_goes_into_a_pipeline_as_it_is(form, base, tmp_path, monkeypatch, capsys):
     expected = saved("road", base, tmp_path)
     tokenizer = rosa.load(tmp_path)[1]
-    ids = tokenizer(prompt("one two"), return_tensors="pt")["input_ids"]
+    tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
+    tokenizer.save_pretrained(tmp_path)
+    save_form(tmp_path, form)
+    ids = torch.tensor([question_ids(form, tokenizer, "one two")])
     new = expected.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
     arguments = ["--adapter", str(tmp_path), "--instruction", "one two", "--max-new-tokens", "8"]
     monkeypatch.setattr(sys, "argv", ["pipeline.py", *arguments])
