@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rosa.commands import parser
-from rosa.commands.output import check_output
+from rosa.storage.output import check_output
 
 
 def run(argv: list[str]) -> None:

@@ -9,12 +9,12 @@ from rosa.adapters.base import Base
 from rosa.adapters.folder import refuse_model_folder
 from rosa.commands import check_counts, parser
 from rosa.commands.adapters import ALONE, add_model_options, choose, load
-from rosa.commands.output import check_output
 from rosa.data.prompt_form import INSTRUCTION
 from rosa.evaluation.evaluate import check_earlier, evaluate, fingerprint
 from rosa.evaluation.tasks import find_tasks, load_test_rows
 from rosa.storage.digest import base_digest, digest
 from rosa.storage.files import replace_text
+from rosa.storage.output import check_output
 
 
 def run(argv: list[str]) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rosa.commands import check_counts, parser
 from rosa.commands.adapters import ALONE, Chosen, add_model_options, choose, load
-from rosa.commands.output import check_output
 from rosa.data.prompt_form import CHAT
 from rosa.evaluation.generation import answer
 from rosa.evaluation.questions import check_form, is_verbatim, load_questions, question
 from rosa.storage.files import replace_text
+from rosa.storage.output import check_output
 
 
 def run(argv: list[str]) -> None:

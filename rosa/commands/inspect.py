@@ -16,7 +16,6 @@ from rosa.adapters.folder import refuse_model_folder
 from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.adapters.roae import RoAE
 from rosa.commands import DTYPES, check_counts, parser
-from rosa.commands.output import check_output
 from rosa.data.conversation import check_chat_template
 from rosa.data.files import read_text
 from rosa.data.forms import DATA_FORMS
@@ -35,6 +34,7 @@ from rosa.inspection.activations import (
 from rosa.inspection.angles import draw_turns, read_turns, turns_table
 from rosa.inspection.course import Course, read_course
 from rosa.inspection.gains import draw_gains, gains_table, measure_gains
+from rosa.storage.output import check_output
 
 OF_MODEL = ("text", "data", "data_format", "limit", "r_low", "max_length", "batch_size", "dtype")
 

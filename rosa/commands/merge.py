@@ -20,6 +20,7 @@ from rosa.commands import DTYPES, parser
 from rosa.commands.adapters import ALONE, Chosen, choose
 from rosa.composition.disk import WEIGHTS_NAME as COMPOSITION_NAME
 from rosa.data.prompt_form import CHAT, INSTRUCTION, PLAIN
+from rosa.storage.output import check_output
 from rosa.training.methods import load_trained
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def run(argv: list[str]) -> None:
     output = args.output.resolve()  # beside which the model is written first
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{args.output} is there already, and not an empty folder: choose another")
+    check_output(output)
     _refuse_composition(Path(args.adapter))
     chosen = choose(options, args)
     _refuse_rosa(chosen)

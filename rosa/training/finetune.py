@@ -30,7 +30,7 @@ from rosa.training.job_data import prepare
 from rosa.training.methods import OURS, attach, callbacks, resumes, trainable
 from rosa.training.padding import epoch_padding
 from rosa.training.padding_free import RowsApart, flattening
-from rosa.training.preflight import check, check_folder, starting_point
+from rosa.training.preflight import check, starting_point
 from rosa.training.resuming import changes, checkpoints, last_checkpoint, made_with, unsaved_told
 from rosa.training.selective_trainer import SelectiveTrainer
 from rosa.training.trainer import RosaTrainer
@@ -66,8 +66,6 @@ def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrain
     if checkpoint is not None and not resumes(job.method):
         raise ValueError(f"{job.method} cannot go on from {checkpoint}, which lacks its state: --overwrite starts anew")
     check(job, args)
-    if args.should_save:
-        check_folder(output)
     data = prepare(job, args)
     if args.process_index == 0:
         print(data.summary)
@@ -126,7 +124,7 @@ def _plan(job: FinetuneArguments, args: TrainingArguments) -> str:
     title = PAPERS[job.method].title if job.method in PAPERS else job.method
     length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return f"{title}: {length} of {rows} rows a step, learning rate {args.learning_rate:g}"
+    return f"{title}: {length}, {rows} rows a step, learning rate {args.learning_rate:g}"
 
 
 def _tell_start(output: Path, checkpoint: str | None, changed: str | None) -> None:

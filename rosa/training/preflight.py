@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from transformers.utils import is_liger_kernel_available
 
 from rosa.adapters.folder import has_adapter, refuse_model_folder
 from rosa.adapters.pretrained import load_shapes, quantization_of
+from rosa.storage.output import check_output
 from rosa.training.finetune_arguments import FinetuneArguments
 from rosa.training.methods import attach
 from rosa.training.resuming import checkpoints, fault, is_finished, last_checkpoint
@@ -65,8 +65,7 @@ def starting_point(output: Path, *, resume: bool, overwrite: bool) -> str | None
     """
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output {output} is not a folder")
+    check_output(output)
     refuse_model_folder(output)
     checkpoint = last_checkpoint(output) if resume else None
     if resume and checkpoint is None and has_adapter(output):
@@ -88,21 +87,6 @@ def _told(option: str, *errors: type[Exception]) -> Iterator[None]:
         yield
     except errors as error:
         raise ValueError(f"{option}: {error}") from error
-
-
-def check_folder(folder: Path) -> None:
-    """Raises ValueError where a folder cannot be made or written to; what there is stays as it is."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--output {folder} cannot be made: {error.strerror}") from error
-    writable = os.access(folder, os.W_OK)
-    for path in missing:
-        with suppress(OSError):  # another process has begun to write there
-            path.rmdir()
-    if not writable:
-        raise ValueError(f"--output {folder} cannot be written to")
 
 
 def attach_to_shapes(job: FinetuneArguments, base: nn.Module) -> nn.Module:

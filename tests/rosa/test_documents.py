@@ -13,7 +13,8 @@ import pytest
 from transformers import TrainingArguments
 
 from rosa.cli import COMMANDS
-from rosa.training.finetune_arguments import TRAINING_DEFAULTS, parse
+from rosa.training.finetune_arguments import TRAINING_DEFAULTS
+from rosa.training.parsing import parse
 from tests.rosa import command_line
 
 ROOT = Path(__file__).parents[2]

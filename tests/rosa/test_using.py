@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 
 import rosa
 from rosa.cli import main
-from rosa.commands.output import check_output
 from rosa.data.prompt_form import CHAT, INSTRUCTION, PLAIN, save_form
 from rosa.data.prompts import chat_ids, prompt, question_ids
 from rosa.data.tokens import tokenize
 from rosa.evaluation.generation import answer
+from rosa.storage.output import check_output
 
 from .tiny_qwen2 import tiny_model, tiny_tokenizer
 

@@ -6,7 +6,6 @@ import re
 import pytest
 
 from rosa.cli import main
-from rosa.training.preflight import check_folder
 from tests.rosa.tiny_qwen2 import save_base
 
 ROWS = [{"instruction": f"Add {i} and {i}.", "output": f"The answer is {2 * i}"} for i in range(16)]
@@ -80,12 +79,11 @@ def test_a_dry_run_into_a_folder_with_an_adapter(job, tmp_path, capsys):
     main(["train", *job, "--output", str(tmp_path), "--dry_run", "--overwrite"])
 
 
-def test_a_folder_that_cannot_be_made(tmp_path):
+def test_a_folder_that_cannot_be_made(job, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=f"--output {tmp_path}/file/a/b cannot be made: Not a directory"):
-        check_folder(tmp_path / "file" / "a" / "b")
-    check_folder(tmp_path / "a" / "b")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(SystemExit):
+        main(["train", *job, "--output", str(tmp_path / "file" / "out")])
+    assert f"--output {tmp_path}/file/out cannot be made, as {tmp_path}/file is not a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

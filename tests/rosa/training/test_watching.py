@@ -105,7 +105,7 @@ def test_the_last_step_is_told_whatever_the_logging_steps(files, tmp_path, capsy
     printed = capsys.readouterr().out
     assert [int(step) for step, *_ in LINE.findall(printed)] == [10, 12]
     assert re.search(r"^loss +\d.\d{4} at step 10, \d.\d{4} at step 12$", printed, re.MULTILINE)
-    assert "RoSA: 12 steps of 4 rows a step, learning rate 0.01\n" in printed
+    assert "RoSA: 12 steps, 4 rows a step, learning rate 0.01\n" in printed
 
 
 def test_a_run_is_drawn_beside_its_adapter(watched):
