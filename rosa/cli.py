@@ -88,7 +88,7 @@ def _told(error: BaseException, command: str) -> tuple[str, int] | None:
 
 def _remedy(error: ImportError) -> str:
     """The extra with the package that is missing; transformers names it in the text alone."""
-    if "pip install" in str(error):
+    if "in RoSA's folder" in str(error):
         return ""
     words = re.findall(r"\w+", f"{error.name} {error}")
     for extra, packages in EXTRAS.items():

@@ -26,25 +26,28 @@ def check(job: FinetuneArguments, args: TrainingArguments) -> None:
     optimizer, its schedule or the hub would fail a job that is about to start."""
     if job.load_in is not None:
         quantization_of(job.model, job.load_in)
+    model = None
     if not is_deepspeed_zero3_enabled():  # which would share out a model without values
-        attach_to_shapes(job, load_shapes(job.model, attn_implementation=job.attn_implementation))
+        model = attach_to_shapes(job, load_shapes(job.model, attn_implementation=job.attn_implementation))
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise ValueError("--use_liger_kernel needs the package liger-kernel, which is not installed")
     for name in args.report_to:
         with _told(f"--report_to {name}", RuntimeError, ImportError, ValueError):
             for callback in get_reporting_integration_callbacks([name]):
                 callback()
-    if args.optim_target_modules is None:  # else it is one that wants to see the model
+    if model is not None or args.optim_target_modules is None:  # these optimizers look for modules of the model
         settings = f" --optim_args {args.optim_args}" if args.optim_args else ""
         with _told(f"--optim {args.optim.value}{settings}", RuntimeError, ImportError, ValueError):
-            Trainer.get_optimizer_cls_and_kwargs(args)
-    with _told(f"--lr_scheduler_type {args.lr_scheduler_type.value}", TypeError, ValueError):
+            Trainer.get_optimizer_cls_and_kwargs(args, model)
+    schedule, given = args.lr_scheduler_type.value, args.lr_scheduler_kwargs
+    fault = f"--lr_scheduler_kwargs {given} do not fit the schedule {schedule}" if given else ""
+    with _told(fault or f"--lr_scheduler_type {schedule}", TypeError, ValueError):
         get_scheduler(
             args.lr_scheduler_type,
             torch.optim.SGD([torch.zeros(1)]),
             num_warmup_steps=1,
             num_training_steps=2,
-            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+            scheduler_specific_kwargs=given,
         )
     if args.push_to_hub:
         try:

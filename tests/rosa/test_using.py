@@ -120,6 +120,14 @@ class Terminal:
     def type(self, text):
         os.write(self.file, text.encode())
 
+    def interrupt(self, mark):
+        """What comes up to a mark after Ctrl-C, which is typed again where nothing comes: between the writing of a
+        prompt and the wait for a line Python would take note of it with the next key alone."""
+        self.type("\x03")
+        while not select.select([self.file], [], [], 20)[0]:
+            self.type("\x03")
+        return self.until(mark)
+
     def ask(self, line):
         """What is said after a line, up to the next prompt."""
         self.type(f"{line}\r")
@@ -144,11 +152,9 @@ def test_a_conversation_in_a_terminal(folder):
     # Ctrl-C stops an answer and no more.
     terminal.type(f"{SING}\r")
     terminal.until("la la")
-    terminal.type("\x03")
-    assert "Ctrl-D" not in terminal.until(">>> ")
+    assert "Ctrl-D" not in terminal.interrupt(">>> ")
     assert terminal.ask(ASK) == "yes it is"
-    terminal.type("\x03")
-    assert "Ctrl-D or /quit ends." in terminal.until(">>> ")
+    assert "Ctrl-D or /quit ends." in terminal.interrupt(">>> ")
     assert terminal.ask("/sing") == "there is no command /sing: /help shows those there are"
     commands = terminal.ask("/help")
     assert "/reset" in commands and all(len(line) <= 80 for line in commands.splitlines())

@@ -107,8 +107,8 @@ def test_one_string_is_not_a_list_of_prompts(model, tokenizer):
     [
         (["one", ""], {}, "prompt 1 holds no token"),
         (["one", "two \udc80"], {}, r"prompt 1: character 4 is '\\udc80', half of a surrogate pair, and no text"),
-        (["one"], {"max_new_tokens": 0}, "at least 1, got 0 and 8"),
-        (["one"], {"batch_size": 0}, "at least 1, got 256 and 0"),
+        (["one"], {"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        (["one"], {"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )
 def test_bad_arguments_are_named(model, tokenizer, prompts, options, message):

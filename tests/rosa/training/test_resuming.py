@@ -372,8 +372,8 @@ def test_what_the_last_step_broke_is_not_saved(base, data, tmp_path, method):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--report_to", "wandb"], "a package is missing: .*wandb"),
-        (["--optim", "galore_adamw"], "is missing: .*galore"),
+        (["--report_to", "wandb"], "--report_to wandb: .*wandb to be installed"),
+        (["--optim", "galore_adamw"], "--optim galore_adamw: .*galore_torch"),
     ],
 )
 def test_a_missing_package_is_named(base, data, copy, options, message):
