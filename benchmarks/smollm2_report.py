@@ -155,12 +155,13 @@ def long_table(study: Study) -> str:
     for name in ranked:
         outcomes = tested[name]
         accuracies = [spread([_accuracy(o["tasks"][task]) for o in outcomes]).mean for task in tasks]
-        known = [o["validation_loss"] for o in outcomes if "validation_loss" in o]
+        # Other rows are held out with another seed, so the losses of one seed alone compare.
+        known = [o["validation_loss"] for o in outcomes if o.get("seed") == study.comparison.seeds[0]]
         body.append(
             [
                 name,
                 "-" if name == BASE else str(len(outcomes)),
-                f"{statistics.fmean(known):.4f}" if known else "-",
+                f"{known[0]:.4f}" if known else "-",
                 *(f"{accuracy:.1f}" for accuracy in accuracies),
                 _with_deviation(_micro(outcomes, tasks)),
                 f"{statistics.fmean(o['forgetting_loss'] for o in outcomes):.3f}",
@@ -217,7 +218,7 @@ def draw_courses(studies: dict[str, Study], path: Path = PICTURE) -> None:
     panels = figure.subplots(1, len(studies), squeeze=False)[0]
     for axes, (task, study) in zip(panels, studies.items(), strict=True):
         for name in study.rates:
-            runs = study.tested.get(name) or [study.short(name)]
+            runs = study.tested.get(name, [])[:1] or [study.short(name)]
             _draw_course(axes, study, name, [losses(run) for run in runs])
         axes.set_title(task, loc="left", fontsize=11)
         axes.set_xlabel("steps of 4 rows")
