@@ -224,7 +224,8 @@ def draw_courses(studies: dict[str, Study], path: Path = PICTURE) -> None:
         axes.set_xlabel("steps of 4 rows")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("loss on held-out rows")
-    panels[-1].legend(frameon=False, fontsize=8)
+    most = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
+    most.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
 
 
