@@ -40,8 +40,8 @@ def check(job: FinetuneArguments, args: TrainingArguments) -> None:
         with _told(f"--optim {args.optim.value}{settings}", RuntimeError, ImportError, ValueError):
             Trainer.get_optimizer_cls_and_kwargs(args, model)
     schedule, given = args.lr_scheduler_type.value, args.lr_scheduler_kwargs
-    fault = f"--lr_scheduler_kwargs {given} do not fit the schedule {schedule}" if given else ""
-    with _told(fault or f"--lr_scheduler_type {schedule}", TypeError, ValueError):
+    settings = f"--lr_scheduler_kwargs {given} do not fit the schedule {schedule}"
+    with _told(settings if given else f"--lr_scheduler_type {schedule}", TypeError, ValueError):
         get_scheduler(
             args.lr_scheduler_type,
             torch.optim.SGD([torch.zeros(1)]),

@@ -17,6 +17,7 @@ from rosa.adapters.folder import read_description
 from rosa.adapters.pretrained import load_model
 from rosa.data.prompt_form import FORMS, save_form
 from rosa.data.prompts import question_ids
+from rosa.training.methods import attach
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -99,7 +100,15 @@ def test_a_base_by_a_relative_path_is_found_from_elsewhere(load, base, tmp_path,
     monkeypatch.chdir(base.parent)
     rosa.save_adapter(rosa.patch(load(base.name), rosa.RoadConfig()), tmp_path / "out")
     monkeypatch.chdir(tmp_path)
-    rosa.load("out")
+    assert read_description(tmp_path / "out")["base_model_name_or_path"] == str(base)
+    model, _ = rosa.load("out")
+    assert torch.equal(model(IDS).logits.cpu(), load_model(base)(IDS).logits)
+
+
+def test_so_is_the_base_of_an_adapter_of_pefts(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(base.parent)
+    attach(load_model(base.name), "lora").save_pretrained(tmp_path / "out")
+    assert read_description(tmp_path / "out")["base_model_name_or_path"] == str(base)
 
 
 def test_an_adapter_that_names_no_base_wants_one(base, tmp_path):

@@ -77,6 +77,7 @@ def test_a_dry_run_into_a_folder_with_an_adapter(job, tmp_path, capsys):
         main(["train", *job, "--output", str(tmp_path), "--dry_run"])
     assert f"{tmp_path} already holds checkpoint-4: choose another, or pass --resume" in capsys.readouterr().err
     main(["train", *job, "--output", str(tmp_path), "--dry_run", "--overwrite"])
+    assert "memory of a step" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_made(job, tmp_path, capsys):
