@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import peft
@@ -322,14 +323,25 @@ def test_the_folder_of_generates_output_is_made_or_told_before_the_model_is_load
     assert "no/such/model" in error and not (tmp_path / "other").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_into_is_told(tmp_path):
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(ValueError, match=f"--output .*/out cannot be written, as nothing .* into {tmp_path}"):
-            check_output(tmp_path / "out")
-    finally:
-        tmp_path.chmod(0o700)
+def test_a_folder_that_may_not_be_written_into_is_told():
+    with tempfile.TemporaryDirectory() as folder:  # not pytest's, which other users cannot enter
+        os.chmod(folder, 0o555)
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:  # root may write anywhere, and gives that away
+            if os.getuid() == 0:
+                os.setuid(65534)
+            try:
+                check_output(Path(folder) / "out")
+            except ValueError as error:
+                os.write(writer, str(error).encode())
+            os._exit(0)
+        os.close(writer)
+        assert os.waitpid(pid, 0)[1] == 0
+        with open(reader) as told:
+            assert told.read() == (
+                f"--output {folder}/out cannot be written, as nothing may be written into {folder}: choose another place"
+            )
 
 
 def test_generate_asks_each_row_in_the_form_of_its_own_adapter(folder, used, in_form, tmp_path, capsys):
