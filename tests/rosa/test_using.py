@@ -339,9 +339,8 @@ def test_a_folder_that_may_not_be_written_into_is_told():
         os.close(writer)
         assert os.waitpid(pid, 0)[1] == 0
         with open(reader) as told:
-            assert told.read() == (
-                f"--output {folder}/out cannot be written, as nothing may be written into {folder}: choose another place"
-            )
+            fault = f"--output {folder}/out cannot be written, as nothing may be written into {folder}"
+            assert told.read() == f"{fault}: choose another place"
 
 
 def test_generate_asks_each_row_in_the_form_of_its_own_adapter(folder, used, in_form, tmp_path, capsys):
