@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain, islice
 
 from rosa.data.files import Source, read_rows
@@ -33,6 +34,28 @@ def load_rows(data: str, split: str | None = None, *, target: str | None = "outp
     return rows
 
 
+def read_learnable(
+    source: Source, form: str | None = None, *, streaming: bool = False
+) -> tuple[Form, Iterator[tuple[dict, str]]]:
+    """Find out the form of rows, and read and check them one by one, each with its place.
+
+    Args:
+        source (Source): where they stand.
+        form (str, optional): one of `forms.DATA_FORMS`; None goes by the columns of the first row.
+        streaming (bool): as for `files.read_rows`.
+
+    Raises:
+        FileNotFoundError: there is no such file or dataset.
+        ValueError: the data holds no rows, or is of none of the forms or of several; the message names the place.
+    """
+    found = read_rows(source, streaming=streaming)
+    first = next(found, None)
+    if first is None:
+        raise ValueError(f"{source.data} holds no rows")
+    its_form = find_form(first[1], first[0], form)
+    return its_form, ((check_row(its_form, value, place), place) for place, value in chain([first], found))
+
+
 def load_learnable(
     data: str, *, form: str | None = None, limit: int | None = None
 ) -> tuple[Form, list[dict], list[str]]:
@@ -40,21 +63,15 @@ def load_learnable(
 
     Args:
         data (str): as for `load_rows`.
-        form (str, optional): one of `forms.DATA_FORMS`; None goes by the columns of the first row.
+        form (str, optional): as for `read_learnable`.
         limit (int, optional): read no more rows than these.
 
     Returns:
         tuple: their form; the rows as `forms.Form.prompts` has them; the place of each.
 
     Raises:
-        FileNotFoundError: there is no such file or dataset.
-        ValueError: the data holds no rows, or is of none of the forms or of several; the message names the place.
+        FileNotFoundError, ValueError: as `read_learnable`.
     """
-    found = read_rows(Source(data))
-    first = next(found, None)
-    if first is None:
-        raise ValueError(f"{data} holds no rows")
-    its_form = find_form(first[1], first[0], form)
-    found = islice(chain([first], found), limit)
-    rows = [(check_row(its_form, value, place), place) for place, value in found]
+    its_form, found = read_learnable(Source(data), form)
+    rows = list(islice(found, limit))
     return its_form, [row for row, _ in rows], [place for _, place in rows]

@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from rosa.adapters.pretrained import load_tokenizer
 from rosa.data.conversation import check_chat_template
 from rosa.data.files import Source, read_rows
-from rosa.data.forms import Form, check_row, find_form
+from rosa.data.forms import Form, check_row
 from rosa.data.prompt_form import CHAT
+from rosa.data.rows import read_learnable
 from rosa.data.tokens import example, examples, sequences, teaches
 from rosa.storage.digest import file_digest
 
@@ -74,12 +75,8 @@ def prepare(job: FinetuneArguments, args: TrainingArguments, *, limit: int | Non
             stream is to be resumed that cannot be known again.
     """
     source = Source(job.data, job.data_split, job.data_config, job.data_revision)
-    found = _rows(source, job)
-    first = next(found, None)
-    if first is None:
-        raise ValueError(f"{job.data} holds no rows")
-    form = find_form(first[1], first[0], job.data_format)
-    rows = (Row(check_row(form, value, place), place) for place, value in _with_first(first, found))
+    form, found = read_learnable(source, job.data_format, streaming=job.streaming)
+    rows = (Row(value, place) for value, place in found)
     if job.streaming and limit is None:
         return _streamed(job, args, source, form, list(islice(rows, job.val_size)))
     everything = list(islice(rows, limit))
@@ -115,15 +112,6 @@ def _check_last_batch(args: TrainingArguments, rows: int) -> None:
         raise ValueError(
             f"--dataloader_drop_last leaves nothing to train on: {rows} rows are less than a batch of {batch}"
         )
-
-
-def _rows(source: Source, job: FinetuneArguments) -> Iterator[tuple[str, object]]:
-    return read_rows(source, streaming=job.streaming)
-
-
-def _with_first(first: tuple[str, object], rest: Iterator[tuple[str, object]]) -> Iterator[tuple[str, object]]:
-    yield first
-    yield from rest
 
 
 def _files(source: Source) -> str:
@@ -196,7 +184,7 @@ class _Stream:
 
     def _once(self) -> Iterator[dict[str, list[int]]]:
         job, told = self.job, False
-        for place, value in islice(_rows(self.source, job), job.val_size, None):
+        for place, value in islice(read_rows(self.source, streaming=job.streaming), job.val_size, None):
             row = check_row(self.form, value, place)
             ((ids, learnt),) = sequences([row], self.tokenizer, self.form.prompts, [place])
             made = example(ids, learnt, job.max_length, job.train_on_prompt)
