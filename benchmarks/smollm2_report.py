@@ -3,6 +3,7 @@
     make base
     rosa compare --config configs/smollm2/arithmetic.yaml          both tasks; finished cells are kept, others are run
     rosa compare --config configs/smollm2/commonsense.yaml
+    rosa compare --config configs/smollm2/arithmetic_long.yaml     three epochs
     python -m benchmarks.smollm2_report                            writes the tables and the pictures
 
 A study that is not finished is reported as far as it has come.
@@ -11,96 +12,30 @@ A study that is not finished is reported as far as it has come.
 from __future__ import annotations
 
 import csv
-import json
 import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import roae_variants
 from benchmarks.document import update
+from benchmarks.smollm2_study import LONG, ROOT, TASKS, Outcome, Study, losses
 from benchmarks.tables import markdown
-from rosa.comparison.plan import BASE, Comparison, load_comparison
-from rosa.comparison.run import best_rates
+from rosa.comparison.plan import BASE
 from rosa.comparison.statistics import spread
+from rosa.inspection.run_figure import draw_run
 
-ROOT = Path(__file__).parent.parent
-TASKS = ("arithmetic", "commonsense")
 INSPECTION = ROOT / "benchmarks" / "results" / "smollm2" / "inspection"
-PICTURE = ROOT / "docs" / "results_course.png"
+COURSES, LAYERS = ROOT / "docs" / "results_course.png", ROOT / "docs" / "results_layers.png"
 DOCUMENT, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 DRAWN = {  # the lines that are told apart by colour (Okabe and Ito's); the others are grey
     "RoSA": "#D55E00", "RoAE only, alpha 1": "#E69F00", "LoRA": "#0072B2", "LoRA on q and k": "#56B4E9",
     "RoAd_2": "#009E73", "LN tuning": "#CC79A7",
 }  # fmt: skip
-Outcome = dict[str, Any]
-
-
-class Study:
-    """One task's comparison, and the outcomes that are kept of it.
-
-    Args:
-        task (str): one of TASKS.
-
-    Attributes:
-        comparison (Comparison): as its file describes it.
-        tried (dict): of each method the outcomes by those of its learning rates that it has tried, at least one.
-        rates (dict): the one of these that each method has chosen so far.
-        tested (dict): of each method and the base, the outcomes that have reached the test.
-    """
-
-    def __init__(self, task: str):
-        self.comparison: Comparison = load_comparison(ROOT / "configs" / "smollm2" / f"{task}.yaml")
-        (model,) = self.comparison.models
-        tried = {
-            name: {
-                rate: outcome
-                for rate in self.comparison.rates(name)
-                if (outcome := self._read(self.comparison.tuning_cell(model, name, rate)))
-            }
-            for name in self.comparison.methods
-        }
-        self.tried = {name: by_rate for name, by_rate in tried.items() if by_rate}
-        chosen = best_rates([outcome for by_rate in self.tried.values() for outcome in by_rate.values()])
-        self.rates = {name: chosen[model, name] for name in self.tried}
-        cells = {BASE: [self.comparison.base_cell(model)]} | {
-            name: [self.comparison.cell(model, name, seed, rate) for seed in self.comparison.seeds]
-            for name, rate in self.rates.items()
-        }
-        found = {name: [o for cell in of_method if (o := self._read(cell))] for name, of_method in cells.items()}
-        self.tested = {name: [o for o in outcomes if "tasks" in o] for name, outcomes in found.items()}
-
-    def _read(self, cell) -> Outcome | None:
-        file = ROOT / cell.folder / "result.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-
-    def short(self, method: str) -> Outcome:
-        """The short run of a method at the rate that it has chosen."""
-        return self.tried[method][self.rates[method]]
-
-    @property
-    def outcomes(self) -> list[Outcome]:
-        """All of them."""
-        short = [outcome for by_rate in self.tried.values() for outcome in by_rate.values()]
-        return short + [outcome for outcomes in self.tested.values() for outcome in outcomes]
-
-    @property
-    def start(self) -> float | None:
-        """The loss before the first step, where a run has measured it."""
-        for by_rate in self.tried.values():
-            for outcome in by_rate.values():
-                if 0 in losses(outcome):
-                    return losses(outcome)[0]
-        return None
-
-
-def losses(outcome: Outcome) -> dict[int, float]:
-    """The loss on held-out rows by the number of steps, as it was measured while a run trained."""
-    return {entry["step"]: entry["eval_loss"] for entry in outcome.get("course", ()) if "eval_loss" in entry}
+TITLES = {"arithmetic": "arithmetic", "commonsense": "commonsense", LONG: "arithmetic, three epochs"}
 
 
 def short_table(study: Study) -> str:
@@ -117,20 +52,18 @@ def short_table(study: Study) -> str:
 
 
 def readme_table(studies: dict[str, Study]) -> str:
-    """Of both tasks, a row for each method that has been tried: the loss of the short run, and what the test gave."""
-    begun = {task: study for task, study in studies.items() if study.rates}
-    first = next(iter(begun.values()))
+    """A row for each method that has been tried: of both tasks the loss of the short run and what the test gave, and
+    what it gave after three epochs."""
+    first, *_ = studies.values()
     names = [BASE, *sorted(first.rates, key=lambda name: first.short(name).get("validation_loss", math.inf))]
-    header = ["method", "trainable %"]
-    for task in begun:
-        header += [f"{task}: loss", "accuracy %"]
     body = []
     for name in names:
         row = [name, "0" if name == BASE else _share(first.short(name))]
-        for study in begun.values():
-            row += [_short_loss(study, name), _tested_accuracy(study, name)]
-        body.append(row)
-    return markdown(header, body)
+        for task in TASKS:
+            row += [_short_loss(studies[task], name), _tested_accuracy(studies[task], name)]
+        body.append([*row, _tested_accuracy(studies[LONG], name)])
+    header = ("method", "trainable %", *(head for task in TASKS for head in (f"{task}: loss", "accuracy %")))
+    return markdown((*header, "arithmetic, three epochs: accuracy %"), body)
 
 
 def _short_loss(study: Study, name: str) -> str:
@@ -144,10 +77,8 @@ def _tested_accuracy(study: Study, name: str) -> str:
     return _with_deviation(_micro(outcomes, study.comparison.tasks.split(","))) if outcomes else "-"
 
 
-def long_table(study: Study) -> str:
+def tested_table(study: Study) -> str:
     """A row for each method that has been tested: loss, accuracies, and the loss on the other task's rows."""
-    if not any(study.tested.values()):
-        return "Not run yet."
     tasks = study.comparison.tasks.split(",")
     tested = {name: outcomes for name, outcomes in study.tested.items() if outcomes}
     ranked = sorted(tested, key=lambda name: -_micro(tested[name], tasks).mean)
@@ -212,15 +143,31 @@ def about(studies: Sequence[Study]) -> str:
     return f"{len(outcomes)} training runs, {steps:,} steps of 4 rows; {'; '.join(devices)}, bfloat16; {versions}."
 
 
-def draw_courses(studies: dict[str, Study], path: Path = PICTURE) -> None:
-    """Loss on held-out rows against steps: the short runs at their chosen rates, and the long ones."""
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
+def epochs_table(study: Study) -> str:
+    """Of the long runs, the loss on held-out rows at the end of each epoch, and where it was lowest."""
+    runs = {name: outcomes[0] for name, outcomes in study.tested.items() if outcomes and name != BASE}
+    body = []
+    for name in sorted(runs, key=lambda name: losses(runs[name])[runs[name]["steps"]]):
+        outcome = runs[name]
+        course, steps = losses(outcome), outcome["steps"]
+        lowest = min(course, key=course.__getitem__)
+        ends = [f"{course[steps * epoch // 3]:.4f}" for epoch in (1, 2, 3)]
+        row = [name, f"{study.rates[name]:g}", _share(outcome), *ends, f"{course[lowest]:.4f} at {lowest:,}"]
+        body.append(row)
+    header = ("method", "lr", "trainable %", "loss after 1 epoch", "after 2", "after 3", "lowest, at step")
+    return markdown(header, body)
+
+
+def draw_courses(studies: dict[str, Study], path: Path = COURSES) -> None:
+    """Loss on held-out rows against steps: the short runs at their chosen rates, and those that were tested."""
+    figure = Figure(figsize=(4.5 * len(studies), 4.2), layout="constrained")
     panels = figure.subplots(1, len(studies), squeeze=False)[0]
     for axes, (task, study) in zip(panels, studies.items(), strict=True):
         for name in study.rates:
-            runs = study.tested.get(name, [])[:1] or [study.short(name)]
-            _draw_course(axes, study, name, [losses(run) for run in runs])
-        axes.set_title(task, loc="left", fontsize=11)
+            tested = study.tested[name][:1]
+            if tested or name in study.tried:
+                _draw_course(axes, study.start, name, losses(tested[0] if tested else study.short(name)))
+        axes.set_title(TITLES[task], loc="left", fontsize=11)
         axes.set_xlabel("steps of 4 rows")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("loss on held-out rows")
@@ -229,13 +176,18 @@ def draw_courses(studies: dict[str, Study], path: Path = PICTURE) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _draw_course(axes: Axes, study: Study, name: str, runs: Sequence[dict[int, float]]) -> None:
-    steps = sorted(set.intersection(*(set(run) for run in runs)))
-    points = [(step, statistics.fmean(run[step] for run in runs)) for step in steps]
-    if study.start is not None and 0 not in steps:
-        points = [(0, study.start), *points]
+def _draw_course(axes: Axes, start: float | None, name: str, course: dict[int, float]) -> None:
+    points = sorted(course.items())
+    if start is not None and 0 not in course:
+        points = [(0, start), *points]
     style = {"color": DRAWN[name], "label": name} if name in DRAWN else {"color": "#c9cdd2", "linewidth": 1}
     axes.plot(*zip(*points, strict=True), marker="o", markersize=3, **style)
+
+
+def draw_layers(study: Study, path: Path = LAYERS) -> None:
+    """RoSA's first run, if it is there: its losses and rate, and the layers that trained."""
+    for outcome in study.tested["RoSA"][:1]:
+        draw_run(outcome["course"], path)
 
 
 def _share(outcome: Outcome) -> str:
@@ -260,27 +212,34 @@ def _with_deviation(value) -> str:
     return f"{value.mean:.1f}" if math.isnan(value.deviation) else f"{value.mean:.1f} ± {value.deviation:.1f}"
 
 
-def parts() -> dict[Path, dict[str, str]]:
-    """The documents' generated parts by name, from what is kept."""
-    studies = {task: Study(task) for task in TASKS}
-    begun = {task: study for task, study in studies.items() if study.rates}
+def read() -> dict[str, Study]:
+    """The comparisons by name."""
+    return {name: Study(name) for name in (*TASKS, LONG)}
+
+
+def parts(studies: dict[str, Study]) -> dict[Path, dict[str, str]]:
+    """The documents' generated parts by name."""
     made = {
-        "run": about(list(begun.values())),
+        "run": about(list(studies.values())),
         "energy": energy_table(),
         "gains": gains_text(),
         "why": roae_variants.table(),
+        "epochs": epochs_table(studies[LONG]),
     }
-    for task, study in studies.items():
-        for name, table in (("short", short_table), ("long", long_table), ("rates", rates_table)):
-            made[f"{task}-{name}"] = table(study) if task in begun else "Not run yet."
+    for task in TASKS:
+        for name, table in (("short", short_table), ("rates", rates_table)):
+            made[f"{task}-{name}"] = table(studies[task])
+    made |= {f"{name}-tested": tested_table(study) for name, study in studies.items()}
     return {DOCUMENT: made, README: {"real": readme_table(studies)}}
 
 
 def main() -> None:
-    """Write the documents and draw the picture."""
-    for file, made in parts().items():
+    """Write the documents and draw the pictures."""
+    studies = read()
+    for file, made in parts(studies).items():
         update(file, made)
-    draw_courses({task: study for task in TASKS if (study := Study(task)).rates})
+    draw_courses(studies)
+    draw_layers(studies[LONG])
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ import json
 
 import pytest
 
-from benchmarks import smollm2, smollm2_report
+from benchmarks import smollm2, smollm2_report, smollm2_study
 from benchmarks.document import fill
 from rosa.comparison.cell import OF_THE_MACHINE
 from rosa.comparison.fit import check_options
 
-STUDIES = {task: smollm2_report.Study(task) for task in smollm2_report.TASKS}
+STUDIES = smollm2_report.read()
+ROOT = smollm2_study.ROOT
 
 
 def rows(name, count):
@@ -40,25 +41,31 @@ def test_training_rows_are_as_many_of_both_and_tests_are_samples(tmp_path, monke
     assert read("commonsense.json") == first
 
 
-@pytest.mark.parametrize("task", STUDIES)
-def test_every_option_of_the_study_is_one(task):
-    comparison = STUDIES[task].comparison
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_option_of_the_study_is_one(name):
+    comparison = STUDIES[name].comparison
     for method in comparison.methods:
-        assert len(comparison.rates(method)) >= 4
         check_options(comparison.cell("any model", method, 0))
+        if name in smollm2_study.TASKS:
+            assert len(comparison.rates(method)) >= 4
 
 
-@pytest.mark.parametrize("task", STUDIES)
-def test_what_is_kept_was_made_with_the_configuration(task):
-    study = STUDIES[task]
+def test_the_long_runs_take_the_rates_that_the_short_ones_chose():
+    chosen, taken = (STUDIES[name].rates for name in ("arithmetic", smollm2_study.LONG))
+    assert taken == {name: chosen[name] for name in taken}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_what_is_kept_was_made_with_the_configuration(name):
+    study = STUDIES[name]
     comparison, (model,) = study.comparison, study.comparison.models
-    kept = {path.parent for path in (smollm2_report.ROOT / comparison.output / "cells").glob("*/*/*/result.json")}
-    for name in comparison.methods:
-        cells = [comparison.tuning_cell(model, name, rate) for rate in comparison.rates(name)]
-        if name in study.rates:
-            cells += [comparison.cell(model, name, seed, study.rates[name]) for seed in comparison.seeds]
+    kept = {path.parent for path in (ROOT / comparison.output / "cells").glob("*/*/*/result.json")}
+    for method in comparison.methods:
+        cells = [comparison.tuning_cell(model, method, rate) for rate in comparison.rates(method)]
+        if method in study.rates:
+            cells += [comparison.cell(model, method, seed, study.rates[method]) for seed in comparison.seeds]
         for cell in cells:
-            folder = smollm2_report.ROOT / cell.folder
+            folder = ROOT / cell.folder
             if folder in kept:
                 kept.remove(folder)
                 found = json.loads((folder / "result.json").read_text())["settings"]
@@ -75,6 +82,6 @@ def test_the_chosen_rate_is_that_of_the_lowest_loss():
 
 
 def test_the_documents_have_what_the_outcomes_give():
-    for file, made in smollm2_report.parts().items():
+    for file, made in smollm2_report.parts(STUDIES).items():
         text = file.read_text(encoding="utf-8")
         assert text == fill(text, made), "run `python -m benchmarks.smollm2_report`"
