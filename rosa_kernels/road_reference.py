@@ -108,10 +108,13 @@ def coefficients(
 
 def rotate(h: Tensor, group: int = 2, head_dim: int | None = None) -> Tensor:
     """rot(h1, h2) = (-h2, h1) of every pair (Eq. 4)."""
-    one, other = pairs(h.shape[-1], group, head_dim, h.device)
-    out = torch.empty_like(h)
-    out[..., one], out[..., other] = -h[..., other], h[..., one]
-    return out
+    heads = h.unflatten(-1, (-1, group if head_dim is None else head_dim))
+    one, other = heads[..., :group].unflatten(-1, (2, -1)).unbind(-2)
+    turned = [-other, one]
+    if group < heads.shape[-1]:  # the rest of a head, which pairs as neighbours
+        one, other = heads[..., group:].unflatten(-1, (-1, 2)).unbind(-1)
+        turned.append(torch.stack((-other, one), dim=-1).flatten(-2))
+    return torch.cat(turned, dim=-1).flatten(-2)
 
 
 def pairs(width: int, group: int, head_dim: int | None, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
