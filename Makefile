@@ -27,7 +27,7 @@ demo: install
 DATA ?= ../shared/data
 base: install
 	$(PIP) gguf
-	$(BIN)/python -m benchmarks.smollm2 --data $(DATA)
+	$(BIN)/python -m benchmarks.smollm2.base --data $(DATA)
 
 # A thread for each process: more would only wait for each other. A file at a time, whose fixtures are made once.
 test: .venv/installed-for-tests

@@ -1,4 +1,4 @@
-"""`benchmarks.roae_variants`: a variant is RoAE but for the one thing that its name says."""
+"""`benchmarks.smollm2.variants`: a variant is RoAE but for the one thing that its name says."""
 
 import json
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import rosa
-from benchmarks import roae_variants
-from benchmarks.roae_variants import AS_IT_IS, BASES, ONE_GAIN, VARIANTS, RandomUp, Variant, changed, load, train
+from benchmarks.smollm2 import variants
+from benchmarks.smollm2.variants import AS_IT_IS, BASES, ONE_GAIN, VARIANTS, RandomUp, Variant, changed, load, train
 from rosa.adapters.pretrained import load_model
 from rosa.adapters.roae import RoAE
 from rosa.storage.settings import as_arguments
@@ -73,7 +73,7 @@ def test_every_variant_takes_another_course(trained):
 def test_a_rate_apart_is_that_parameters_alone(settings, tmp_path, name, times):
     job, args = parse(as_arguments({**settings, "output": str(tmp_path)}))
     with changed(Variant(rates={name: times})):
-        trainer = roae_variants.job_module.finetune(job, args)
+        trainer = variants.job_module.finetune(job, args)
     names = {id(p): n for n, p in trainer.model.named_parameters()}
     rates = {names[id(p)]: group["initial_lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
     assert len(rates) == 2 * (4 + 2) == sum(p.requires_grad for p in trainer.model.parameters())
@@ -111,8 +111,8 @@ def test_w_gqa_begins_as_the_mean_of_a_group():
 
 
 def test_what_is_kept_was_made_with_the_settings_of_now():
-    kept = [(base, name) for base in BASES for name in VARIANTS if roae_variants.read_kept(base, name)]
-    assert kept, "run `python -m benchmarks.roae_variants --run`"
+    kept = [(base, name) for base in BASES for name in VARIANTS if variants.read_kept(base, name)]
+    assert kept, "run `python -m benchmarks.smollm2.variants --run`"
     for base, name in kept:
-        assert roae_variants.read_kept(base, name)["settings"] == roae_variants.settings_of(base)
-        assert f"| {name} |" in roae_variants.table()
+        assert variants.read_kept(base, name)["settings"] == variants.settings_of(base)
+        assert f"| {name} |" in variants.table()

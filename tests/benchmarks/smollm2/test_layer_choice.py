@@ -9,11 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 import rosa
-from benchmarks import layer_choice, layer_report
 from benchmarks.document import fill
-from benchmarks.layer_report import Run
-from benchmarks.layer_rules import RULES
-from benchmarks.step_flops import Batch, step_flops
+from benchmarks.smollm2 import layer_choice, layer_report
+from benchmarks.smollm2.layer_report import Run
+from benchmarks.smollm2.layer_rules import RULES
+from benchmarks.smollm2.step_flops import Batch, step_flops
 from rosa.selection.algorithm import Selection, Selector
 from tests.rosa.tiny_qwen2 import tiny_tokenizer
 
@@ -32,7 +32,7 @@ def tiny_llama(vocabulary=256, layers=4):
 
 def test_the_document_has_the_tables_that_formulas_and_runs_make():
     text = layer_report.DOCUMENT.read_text(encoding="utf-8")
-    assert text == fill(text, layer_report.parts()), "run `python -m benchmarks.layer_choice --report`"
+    assert text == fill(text, layer_report.parts()), "run `python -m benchmarks.smollm2.layer_choice --report`"
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from benchmarks import smollm2, smollm2_report, smollm2_study
 from benchmarks.document import fill
+from benchmarks.smollm2 import base, report
+from benchmarks.smollm2.study import LONG, ROOT, TASKS
 from rosa.comparison.cell import OF_THE_MACHINE
 from rosa.comparison.fit import check_options
 
-STUDIES = smollm2_report.read()
-ROOT = smollm2_study.ROOT
+STUDIES = report.read()
 
 
 def rows(name, count):
@@ -18,9 +18,9 @@ def rows(name, count):
 
 
 def test_training_rows_are_as_many_of_both_and_tests_are_samples(tmp_path, monkeypatch):
-    monkeypatch.setattr(smollm2, "FOLDER", tmp_path / "out")
+    monkeypatch.setattr(base, "FOLDER", tmp_path / "out")
     files = {"training/math_data.json": rows("problem", 40)}
-    for kind, names in smollm2.TESTS.items():
+    for kind, names in base.TESTS.items():
         for name in names:
             files[f"benchmarks/{name}/test.json"] = rows(name, 400)
             if kind == "commonsense":
@@ -28,7 +28,7 @@ def test_training_rows_are_as_many_of_both_and_tests_are_samples(tmp_path, monke
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(json.dumps(content))
-    smollm2.make_rows(tmp_path)
+    base.make_rows(tmp_path)
 
     def read(name):
         return json.loads((tmp_path / "out" / name).read_text())
@@ -37,7 +37,7 @@ def test_training_rows_are_as_many_of_both_and_tests_are_samples(tmp_path, monke
     assert len(read("arithmetic.json")) == 40 == len(first) == len({row["instruction"] for row in first})
     assert len({row["instruction"].split(" train")[0] for row in first}) == 4  # some of every set
     assert (len(read("tests/gsm8k/test.json")), len(read("tests/boolq/test.json"))) == (200, 300)
-    smollm2.make_rows(tmp_path)
+    base.make_rows(tmp_path)
     assert read("commonsense.json") == first
 
 
@@ -46,12 +46,12 @@ def test_every_option_of_the_study_is_one(name):
     comparison = STUDIES[name].comparison
     for method in comparison.methods:
         check_options(comparison.cell("any model", method, 0))
-        if name in smollm2_study.TASKS:
+        if name in TASKS:
             assert len(comparison.rates(method)) >= 4
 
 
 def test_the_long_runs_take_the_rates_that_the_short_ones_chose():
-    chosen, taken = (STUDIES[name].rates for name in ("arithmetic", smollm2_study.LONG))
+    chosen, taken = (STUDIES[name].rates for name in ("arithmetic", LONG))
     assert taken == {name: chosen[name] for name in taken}
 
 
@@ -82,6 +82,6 @@ def test_the_chosen_rate_is_that_of_the_lowest_loss():
 
 
 def test_the_documents_have_what_the_outcomes_give():
-    for file, made in smollm2_report.parts(STUDIES).items():
+    for file, made in report.parts(STUDIES).items():
         text = file.read_text(encoding="utf-8")
-        assert text == fill(text, made), "run `python -m benchmarks.smollm2_report`"
+        assert text == fill(text, made), "run `python -m benchmarks.smollm2.report`"

@@ -9,7 +9,7 @@ from typing import Any
 from rosa.comparison.plan import BASE, Cell, Comparison, load_comparison
 from rosa.comparison.run import best_rates
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TASKS = ("arithmetic", "commonsense")
 LONG = "arithmetic_long"
 Outcome = dict[str, Any]

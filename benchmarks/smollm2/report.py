@@ -4,7 +4,7 @@
     rosa compare --config configs/smollm2/arithmetic.yaml          both tasks; finished cells are kept, others are run
     rosa compare --config configs/smollm2/commonsense.yaml
     rosa compare --config configs/smollm2/arithmetic_long.yaml     three epochs
-    python -m benchmarks.smollm2_report                            writes the tables and the pictures
+    python -m benchmarks.smollm2.report                            writes the tables and the pictures
 
 A study that is not finished is reported as far as it has come.
 """
@@ -20,9 +20,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks import roae_variants
 from benchmarks.document import update
-from benchmarks.smollm2_study import LONG, ROOT, TASKS, Outcome, Study, losses
+from benchmarks.smollm2 import variants
+from benchmarks.smollm2.study import LONG, ROOT, TASKS, Outcome, Study, losses
 from benchmarks.tables import markdown
 from rosa.comparison.plan import BASE
 from rosa.comparison.statistics import spread
@@ -223,7 +223,7 @@ def parts(studies: dict[str, Study]) -> dict[Path, dict[str, str]]:
         "run": about(list(studies.values())),
         "energy": energy_table(),
         "gains": gains_text(),
-        "why": roae_variants.table(),
+        "why": variants.table(),
         "epochs": epochs_table(studies[LONG]),
     }
     for task in TASKS:
