@@ -17,7 +17,6 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.document import update
@@ -40,9 +39,8 @@ TITLES = {"arithmetic": "arithmetic", "commonsense": "commonsense", LONG: "arith
 
 def short_table(study: Study) -> str:
     """A row for each method at its chosen rate in the short runs, the lowest loss first."""
-    ranked = sorted(study.rates, key=lambda name: study.short(name).get("validation_loss", math.inf))
-    body = [["base", "-", "-", "0", "-", "-" if study.start is None else f"{study.start:.4f}"]]
-    for name in ranked:
+    body = [["base", "-", "-", "0", "-", _start(study)]]
+    for name in _ranked(study):
         outcome = study.short(name)
         course = losses(outcome)
         half = f"{course[50]:.4f}" if 50 in course else "-"
@@ -52,24 +50,25 @@ def short_table(study: Study) -> str:
 
 
 def readme_table(studies: dict[str, Study]) -> str:
-    """A row for each method that has been tried: of both tasks the loss of the short run and what the test gave, and
-    what it gave after three epochs."""
-    first, *_ = studies.values()
-    names = [BASE, *sorted(first.rates, key=lambda name: first.short(name).get("validation_loss", math.inf))]
-    body = []
-    for name in names:
-        row = [name, "0" if name == BASE else _share(first.short(name))]
-        for task in TASKS:
-            row += [_short_loss(studies[task], name), _tested_accuracy(studies[task], name)]
-        body.append([*row, _tested_accuracy(studies[LONG], name)])
-    header = ("method", "trainable %", *(head for task in TASKS for head in (f"{task}: loss", "accuracy %")))
-    return markdown((*header, "arithmetic, three epochs: accuracy %"), body)
+    """A row for each method that has been tried on arithmetic: loss and accuracy of short, longer and long runs."""
+    short, long = studies["arithmetic"], studies[LONG]
+    body = [[BASE, "0", _start(short), _tested_accuracy(short, BASE), "-", _tested_accuracy(long, BASE)]]
+    for name in _ranked(short):
+        outcome = short.short(name)
+        ends = [_loss(outcome) for outcome in long.tested.get(name, [])]
+        row = [name, _share(outcome), _loss(outcome), _tested_accuracy(short, name), ends[0] if ends else "-"]
+        body.append([*row, _tested_accuracy(long, name)])
+    header = ("loss after 100 steps", "accuracy % after 300", "loss after three epochs", "accuracy %")
+    return markdown(("method", "trainable %", *header), body)
 
 
-def _short_loss(study: Study, name: str) -> str:
-    if name == BASE:
-        return "-" if study.start is None else f"{study.start:.4f}"
-    return _loss(study.short(name)) if name in study.rates else "-"
+def _ranked(study: Study) -> list[str]:
+    """The methods that have been tried, the lowest loss of the short runs first."""
+    return sorted(study.tried, key=lambda name: study.short(name).get("validation_loss", math.inf))
+
+
+def _start(study: Study) -> str:
+    return "-" if study.start is None else f"{study.start:.4f}"
 
 
 def _tested_accuracy(study: Study, name: str) -> str:
@@ -159,14 +158,16 @@ def epochs_table(study: Study) -> str:
 
 
 def draw_courses(studies: dict[str, Study], path: Path = COURSES) -> None:
-    """Loss on held-out rows against steps: the short runs at their chosen rates, and those that were tested."""
+    """Loss on held-out rows against steps, without the base's: the short runs at their chosen rates, and those that
+    were tested."""
     figure = Figure(figsize=(4.5 * len(studies), 4.2), layout="constrained")
     panels = figure.subplots(1, len(studies), squeeze=False)[0]
     for axes, (task, study) in zip(panels, studies.items(), strict=True):
         for name in study.rates:
-            tested = study.tested[name][:1]
-            if tested or name in study.tried:
-                _draw_course(axes, study.start, name, losses(tested[0] if tested else study.short(name)))
+            if outcome := study.longest(name):
+                points = [(step, loss) for step, loss in losses(outcome).items() if step > 0]
+                style = {"color": DRAWN[name], "label": name} if name in DRAWN else {"color": "#c9cdd2", "linewidth": 1}
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, **style)
         axes.set_title(TITLES[task], loc="left", fontsize=11)
         axes.set_xlabel("steps of 4 rows")
         axes.grid(alpha=0.3)
@@ -174,14 +175,6 @@ def draw_courses(studies: dict[str, Study], path: Path = COURSES) -> None:
     most = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
     most.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
-
-
-def _draw_course(axes: Axes, start: float | None, name: str, course: dict[int, float]) -> None:
-    points = sorted(course.items())
-    if start is not None and 0 not in course:
-        points = [(0, start), *points]
-    style = {"color": DRAWN[name], "label": name} if name in DRAWN else {"color": "#c9cdd2", "linewidth": 1}
-    axes.plot(*zip(*points, strict=True), marker="o", markersize=3, **style)
 
 
 def draw_layers(study: Study, path: Path = LAYERS) -> None:
