@@ -328,14 +328,15 @@ def test_a_folder_that_may_not_be_written_into_is_told():
         os.chmod(folder, 0o555)
         reader, writer = os.pipe()
         pid = os.fork()
-        if pid == 0:  # root may write anywhere, and gives that away
-            if os.getuid() == 0:
-                os.setuid(65534)
+        if pid == 0:
             try:
+                if os.getuid() == 0:
+                    os.setuid(65534)  # root may write anywhere, and gives that away
                 check_output(Path(folder) / "out")
             except ValueError as error:
                 os.write(writer, str(error).encode())
-            os._exit(0)
+            finally:  # whatever it was, no second pytest goes on from here
+                os._exit(0)
         os.close(writer)
         assert os.waitpid(pid, 0)[1] == 0
         with open(reader) as told:
