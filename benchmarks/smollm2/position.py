@@ -1,6 +1,6 @@
 """Whether what an adapter learnt depends on where a token stands: docs/position.md, from figures that are kept.
 
-    python -m benchmarks.smollm2.position --adapters NAME=FOLDER ...   measures adapters of SmolLM2
+    python -m benchmarks.smollm2.position --adapters NAME=FOLDER ...   measures those that are not kept yet
     python -m benchmarks.smollm2.position                              writes the document's tables from what is kept
 
 All is measured in float32 on the study's held-out arithmetic problems (those of seed 1, with which its learning rates

@@ -26,6 +26,7 @@ from benchmarks.tables import markdown
 from rosa.comparison.plan import BASE
 from rosa.comparison.statistics import spread
 from rosa.inspection.run_figure import draw_run
+from rosa.selection.log import read_entry
 
 INSPECTION = ROOT / "benchmarks" / "results" / "smollm2" / "inspection"
 COURSES, LAYERS = ROOT / "docs" / "results_course.png", ROOT / "docs" / "results_layers.png"
@@ -34,12 +35,11 @@ DRAWN = {  # the lines that are told apart by colour (Okabe and Ito's); the othe
     "RoSA": "#D55E00", "RoAE only, alpha 1": "#E69F00", "LoRA": "#0072B2", "LoRA on q and k": "#56B4E9",
     "RoAd_2": "#009E73", "LN tuning": "#CC79A7",
 }  # fmt: skip
-TITLES = {"arithmetic": "arithmetic", "commonsense": "commonsense", LONG: "arithmetic, three epochs"}
 
 
 def short_table(study: Study) -> str:
     """A row for each method at its chosen rate in the short runs, the lowest loss first."""
-    body = [["base", "-", "-", "0", "-", _start(study)]]
+    body = [[BASE, "-", "-", "0", "-", _start(study)]]
     for name in _ranked(study):
         outcome = study.short(name)
         course = losses(outcome)
@@ -55,10 +55,10 @@ def readme_table(studies: dict[str, Study]) -> str:
     body = [[BASE, "0", _start(short), _tested_accuracy(short, BASE), "-", _tested_accuracy(long, BASE)]]
     for name in _ranked(short):
         outcome = short.short(name)
-        ends = [_loss(outcome) for outcome in long.tested.get(name, [])]
-        row = [name, _share(outcome), _loss(outcome), _tested_accuracy(short, name), ends[0] if ends else "-"]
+        end = _loss(long.tested[name][0]) if long.tested.get(name) else "-"
+        row = [name, _share(outcome), _loss(outcome), _tested_accuracy(short, name), end]
         body.append([*row, _tested_accuracy(long, name)])
-    header = ("loss after 100 steps", "accuracy % after 300", "loss after three epochs", "accuracy %")
+    header = ("loss after 100 steps", "accuracy % after 300", "loss after three epochs", "accuracy % after these")
     return markdown(("method", "trainable %", *header), body)
 
 
@@ -157,18 +157,39 @@ def epochs_table(study: Study) -> str:
     return markdown(header, body)
 
 
+def layers_table(study: Study) -> str:
+    """How often layer selection chose which layers by their score, in RoSA's first run."""
+    outcome = study.tested["RoSA"][0]
+    found = [entry for entry in map(read_entry, outcome["course"]) if entry is not None]
+    by_score = [made for made, _ in found if made.exploited]
+    layers = found[0][1]
+    shares = {layer: statistics.fmean(layer in made.layers for made in by_score) for layer in layers}
+    bands = {
+        "all": (1, 2),
+        "80 to 99 %": (0.8, 1),
+        "50 to 79 %": (0.5, 0.8),
+        "20 to 49 %": (0.2, 0.5),
+        "fewer": (0, 0.2),
+    }
+    body = [
+        [title, ", ".join(str(layer) for layer in layers if least <= shares[layer] < below)]
+        for title, (least, below) in bands.items()
+    ]
+    return markdown((f"of the {len(by_score)} selections by score, out of {len(found)}", "chose the layers"), body)
+
+
 def draw_courses(studies: dict[str, Study], path: Path = COURSES) -> None:
     """Loss on held-out rows against steps, without the base's: the short runs at their chosen rates, and those that
     were tested."""
     figure = Figure(figsize=(4.5 * len(studies), 4.2), layout="constrained")
     panels = figure.subplots(1, len(studies), squeeze=False)[0]
-    for axes, (task, study) in zip(panels, studies.items(), strict=True):
+    for axes, (comparison, study) in zip(panels, studies.items(), strict=True):
         for name in study.rates:
             if outcome := study.longest(name):
                 points = [(step, loss) for step, loss in losses(outcome).items() if step > 0]
                 style = {"color": DRAWN[name], "label": name} if name in DRAWN else {"color": "#c9cdd2", "linewidth": 1}
                 axes.plot(*zip(*points, strict=True), marker="o", markersize=3, **style)
-        axes.set_title(TITLES[task], loc="left", fontsize=11)
+        axes.set_title("arithmetic, three epochs" if comparison == LONG else comparison, loc="left", fontsize=11)
         axes.set_xlabel("steps of 4 rows")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("loss on held-out rows")
@@ -178,9 +199,8 @@ def draw_courses(studies: dict[str, Study], path: Path = COURSES) -> None:
 
 
 def draw_layers(study: Study, path: Path = LAYERS) -> None:
-    """RoSA's first run, if it is there: its losses and rate, and the layers that trained."""
-    for outcome in study.tested["RoSA"][:1]:
-        draw_run(outcome["course"], path)
+    """RoSA's first run: its losses and rate, and the layers that trained."""
+    draw_run(study.tested["RoSA"][0]["course"], path)
 
 
 def _share(outcome: Outcome) -> str:
@@ -218,6 +238,7 @@ def parts(studies: dict[str, Study]) -> dict[Path, dict[str, str]]:
         "gains": gains_text(),
         "why": variants.table(),
         "epochs": epochs_table(studies[LONG]),
+        "layers": layers_table(studies[LONG]),
     }
     for task in TASKS:
         for name, table in (("short", short_table), ("rates", rates_table)):
