@@ -1,7 +1,7 @@
 """Layers that pay: what saving there is in training some layers only, in operations to a given held-out loss.
 
     make base
-    python -m benchmarks.smollm2.layer_choice            runs what is not finished, and writes docs/layers.md and picture
+    python -m benchmarks.smollm2.layer_choice            runs what is not finished, writes docs/layers.md and picture
     python -m benchmarks.smollm2.layer_choice --report   writes it from what is kept
     ... --tasks arithmetic --seeds 1 --rules all upper
 
