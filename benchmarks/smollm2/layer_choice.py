@@ -32,13 +32,13 @@ from rosa.data.tokens import IGNORED_LABEL, tokenize
 from rosa.selection.log import read_entry
 from rosa.storage.files import replace_text
 from rosa.training.parsing import parse
-from rosa.training.resuming import last_checkpoint
+from rosa.training.resuming import changes, last_checkpoint, made_with
 from rosa.training.trainer import RosaTrainer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "smollm2"
 CHECKPOINTS = Path("runs/layer_choice")
 TASKS, SEEDS = ("arithmetic", "commonsense"), (1, 2)
-STEPS, DECAY, HELD_OUT = 100, 25, 64
+DECAY, HELD_OUT = 25, 64
 INTERVAL, K_RATIO = 10, 0.5  # the paper's 40 would select twice in 100 steps
 SPLIT = 2333  # the seed that draws the rows held out, the same ones in all runs
 # Before its decay a run is the same however long it is to be, which under a cosine it is not.
@@ -105,11 +105,6 @@ def adapted(rule: Rule, layers: int) -> list[int]:
     return list(range(begin, end))
 
 
-def steps_of(name: str) -> int:
-    """How many steps a run by one of RULES takes."""
-    return round(STEPS * RULES[name].length)
-
-
 def run(task: str, name: str, seed: int, model: Path = MODEL, **settings: Any) -> Path:
     """Trains by one rule, from the last checkpoint on if there is one; returns the file with its course.
 
@@ -119,10 +114,19 @@ def run(task: str, name: str, seed: int, model: Path = MODEL, **settings: Any) -
         seed (int): of the adapter, the order of the rows and the selections.
         model (path): the base's folder.
         **settings: options of `rosa train` in place of SETTINGS and of the task's configuration.
+
+    Raises:
+        ValueError: its checkpoint was made with other settings.
     """
     rule, output = RULES[name], CHECKPOINTS / task / f"{name}-{seed}"
     file = layer_report.course_file(task, name, seed)
-    options = {"model": model, "output": output, "seed": seed, "max_steps": steps_of(name), "val_size": HELD_OUT}
+    options = {
+        "model": model,
+        "output": output,
+        "seed": seed,
+        "max_steps": layer_report.steps_of(name),
+        "val_size": HELD_OUT,
+    }
     options |= {"lr_scheduler_kwargs": json.dumps({"num_decay_steps": DECAY})} | SETTINGS | settings
     words = [f"--{key}={value}" for key, value in options.items()]
     job, args = parse(["--config", str(CONFIGS / f"train_{task}.yaml"), *words])
@@ -133,8 +137,12 @@ def run(task: str, name: str, seed: int, model: Path = MODEL, **settings: Any) -
     held_out, train = (
         tokenize(part, tokenizer, max_length=job.max_length) for part in (rows[: job.val_size], rows[job.val_size :])
     )
+    made = made_with(job, args, rows) | {"rule": name, "interval": INTERVAL, "k_ratio": K_RATIO, "split": SPLIT}
+    checkpoint = last_checkpoint(output)
+    if checkpoint is not None:
+        changes(checkpoint, made)
     set_seed(seed)
-    base = load_model(job.model)
+    base = load_model(job.model, attn_implementation=job.attn_implementation)
     layers = adapted(rule, base.config.num_hidden_layers)
     patched = rosa.patch(base, rosa.RosaConfig(alpha=job.alpha, rank=job.rank, layers=layers))
     set_seed(seed)
@@ -143,12 +151,13 @@ def run(task: str, name: str, seed: int, model: Path = MODEL, **settings: Any) -
         args,
         dls=chosen(rule, step_flops(patched), seed),
         norm_learning_rate=job.norm_learning_rate,
+        made_with=made,
         train_dataset=train,
         eval_dataset=held_out,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         callbacks=[Keep(file)],
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    trainer.train(resume_from_checkpoint=checkpoint)
     return file
 
 
@@ -164,7 +173,7 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", choices=tuple(RULES), default=tuple(RULES))
     given = parser.parse_args()
     for task, seed, name in ((t, s, r) for t in given.tasks for s in given.seeds for r in given.rules):
-        if not given.report and layer_report.steps_made(task, name, seed) < steps_of(name):
+        if not given.report and layer_report.steps_made(task, name, seed) < layer_report.steps_of(name):
             run(task, name, seed)
     layer_report.write()
 

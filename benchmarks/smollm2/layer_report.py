@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +27,13 @@ SMOLLM2 = LlamaConfig(
     vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
     num_key_value_heads=3, tie_word_embeddings=True,
 )  # fmt: skip
+STEPS, BEFORE = 100, 50  # of a run, and of these the last at which all runs are measured before the rate falls
 LAYERS = SMOLLM2.num_hidden_layers
 TERA = 1e12
-COLORS = ("#000000", "#9e9e9e", "#1d6a96", "#7fb7be", "#c8553d", "#e0a458", "#b08ea2", "#5b8c5a")
+COLORS = {
+    "all": "#000000", "paper": "#c8553d", "by_cost": "#1d6a96", "upper": "#e0a458", "block_by_cost": "#5b8c5a",
+    "relative": "#b08ea2", "block": "#9e9e9e",
+}  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -54,25 +57,19 @@ class Run(NamedTuple):
             return float(round(RULES[self.rule].adapted[0] * LAYERS))
         return sum(used) / len(used) if used else None
 
-    def loss_at(self, flops: float) -> float | None:
-        """The held-out loss after so many operations, on the line between two evaluations; None beyond them."""
-        return _crossing([(e["flops"], e["loss"]) for e in self.evaluations], flops)
+    @property
+    def end(self) -> dict | None:
+        """The evaluation after the last step, past the fall of the rate; None of a run that has not come to it."""
+        return self.last if self.last["step"] == steps_of(self.rule) else None
 
-    def flops_to(self, loss: float) -> float | None:
-        """The operations until the held-out loss is first so low, likewise; None where it never is."""
-        before = None
-        for after in self.evaluations:
-            if after["loss"] <= loss:
-                return before and _crossing(sorted((e["loss"], e["flops"]) for e in (before, after)), loss)
-            before = after
-        return None
+    def at(self, step: int) -> dict | None:
+        """The evaluation after so many steps."""
+        return next((evaluation for evaluation in self.evaluations if evaluation["step"] == step), None)
 
 
-def _crossing(points: Sequence[tuple[float, float]], x: float) -> float | None:
-    for (x0, y0), (x1, y1) in itertools.pairwise(points):
-        if x0 <= x <= x1:
-            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-    return None
+def steps_of(rule: str) -> int:
+    """How many steps a run by one of RULES takes."""
+    return round(STEPS * RULES[rule].length)
 
 
 def course_file(task: str, rule: str, seed: int) -> Path:
@@ -131,47 +128,39 @@ def parts() -> dict[str, str]:
 
 
 def table(groups: Sequence[Sequence[Run]]) -> str:
-    """What each rule came to: at its end, at equal operations, and in operations to equal loss."""
-    body = [line for group in groups for line in _lines(group)]
+    """What each rule came to: before the rate falls, and at its end."""
     head = (
-        "task, seed", "rule", "steps", "TFLOP a step", "lowest layer, mean", "loss at the end", "loss at equal TFLOP",
-        "TFLOP to equal loss",
+        "task, seed", "rule", "lowest layer, mean", f"loss after {BEFORE} steps", "TFLOP", "steps in all",
+        "loss at the end", "TFLOP", "of all layers'",
     )  # fmt: skip
-    return markdown(head, body)
+    return markdown(head, [_line(run, group) for group in groups for run in group])
 
 
-def _lines(group: Sequence[Run]) -> list[tuple]:
-    """Of the runs that are as long as the longest, or longer by rule. Equal operations: those of the cheapest of them.
-    Equal loss: the best that each of them has been at."""
-    made = [run.last["step"] / RULES[run.rule].length for run in group]
-    whole = [run for run, steps in zip(group, made, strict=True) if steps == max(made)]
-    operations = min(run.last["flops"] for run in whole)
-    loss = max(min(e["loss"] for e in run.evaluations) for run in whole)
-    return [_line(run, operations, loss, compared=run in whole) for run in group]
+def _line(run: Run, group: Sequence[Run]) -> tuple:
+    whole = next((other.end for other in group if other.rule == "all"), None)
+    share = f"{run.end['flops'] / whole['flops']:.0%}" if run.end and whole else None
+    lowest = None if run.lowest is None else f"{run.lowest:.1f}"
+    ends = (*_outcome(run.at(BEFORE)), steps_of(run.rule), *_outcome(run.end))
+    return (f"{run.task}, {run.seed}", RULES[run.rule].title, lowest, *ends, share)
 
 
-def _line(run: Run, operations: float, loss: float, *, compared: bool) -> tuple:
-    lowest = run.lowest
-    at_equal, to_equal = (run.loss_at(operations), run.flops_to(loss)) if compared else (None, None)
-    return (
-        f"{run.task}, {run.seed}", RULES[run.rule].title, run.last["step"],
-        f"{run.last['flops'] / run.last['step'] / TERA:.3f}",
-        None if lowest is None else f"{lowest:.1f}",
-        f"{run.last['loss']:.4f}",
-        None if at_equal is None else f"{at_equal:.4f} at {operations / TERA:.1f}",
-        None if to_equal is None else f"{to_equal / TERA:.1f} to {loss:.4f}",
-    )  # fmt: skip
+def _outcome(evaluation: dict | None) -> tuple[str | None, str | None]:
+    """Its loss, and the operations until then in TFLOP."""
+    return (f"{evaluation['loss']:.4f}", f"{evaluation['flops'] / TERA:.1f}") if evaluation else (None, None)
 
 
 def draw(groups: Sequence[Sequence[Run]], path: Path) -> None:
-    """Held-out loss against operations, a panel a task and seed."""
+    """Held-out loss against operations, a panel a task and seed: dots where a run ends, past the fall of its rate."""
     figure = Figure(figsize=(5.2 * len(groups) + 0.6, 4.6), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
-    colors = dict(zip(RULES, COLORS, strict=False))
     for panel, group in zip(panels, groups, strict=True):
         for run in group:
             points = [(e["flops"] / TERA, e["loss"]) for e in run.evaluations]
-            panel.plot(*zip(*points, strict=True), "o-", color=colors[run.rule], label=RULES[run.rule].title)
+            short = run.rule.removesuffix("_longer")
+            style = {"color": COLORS[short], "linestyle": "-" if short == run.rule else "--"}
+            panel.plot(*zip(*points, strict=True), linewidth=1.2, label=RULES[run.rule].title, **style)
+            if run.end:
+                panel.plot(*points[-1], "o", color=COLORS[short], markersize=7)
         panel.set_title(f"{group[0].task}, seed {group[0].seed}", fontsize=10)
         panel.set_xlabel("TFLOP of training")
         panel.spines[["top", "right"]].set_visible(False)

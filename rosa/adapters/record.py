@@ -78,7 +78,7 @@ class Adapter:
         self._add_modules()
         self._exchange({n: w._replace(data=_widened(self.norms[n], w.data)) for n, w in self.weights.items()})
         widened = [norm for name, norm in self.norms.items() if norm.weight.dtype != self.weights[name].data.dtype]
-        self.hooks = [norm.register_forward_hook(_keep_dtype) for norm in widened]
+        self.hooks = [norm.register_forward_hook(keep_dtype) for norm in widened]
 
     def detach(self) -> None:
         """Takes them out again."""
@@ -113,7 +113,7 @@ class Adapter:
     def _as_the_model(self, name: str, base: Tensor) -> Tensor:
         """The weight of the base's norm, in the dtype that the model was cast to since the adapter was attached."""
         norm = self.norms[name]
-        cast = norm.weight.dtype != _trained_dtype(norm, base.dtype, self.config.torch_dtype)
+        cast = norm.weight.dtype != trained_dtype(norm, base.dtype, self.config.torch_dtype)
         return base.to(norm.weight.dtype) if cast else base
 
     def _own(self) -> dict[str, nn.Parameter]:
@@ -266,7 +266,7 @@ def trained_weight(norm: nn.Module, base: Tensor, dtype: torch.dtype) -> NormWei
     Raises:
         ValueError: ZeRO-3 has partitioned the norm in a narrower dtype.
     """
-    wide = _trained_dtype(norm, base.dtype, dtype)
+    wide = trained_dtype(norm, base.dtype, dtype)
     if wide != base.dtype and hasattr(norm.weight, "ds_id"):
         raise ValueError(
             f"ZeRO-3 has partitioned the norms in {base.dtype} already, and trains parameters of one dtype only: use "
@@ -276,14 +276,15 @@ def trained_weight(norm: nn.Module, base: Tensor, dtype: torch.dtype) -> NormWei
     return NormWeight(base.detach().to(wide, copy=True), None, True)
 
 
-def _trained_dtype(norm: nn.Module, base: torch.dtype, adapter: torch.dtype) -> torch.dtype:
+def trained_dtype(norm: nn.Module, base: torch.dtype, adapter: torch.dtype) -> torch.dtype:
+    """In which dtype an adapter of this one trains a norm whose weight is of the base's: the wider of the two."""
     widens = not isinstance(norm, nn.LayerNorm)  # whose kernels want input and weight alike
     return torch.promote_types(base, adapter) if widens else base
 
 
 def _widened(norm: nn.Module, weight: Tensor) -> Tensor:
     """An adapter's weight for a norm of the base, which may have another dtype than when the adapter was made."""
-    return weight.to(_trained_dtype(norm, norm.weight.dtype, weight.dtype))
+    return weight.to(trained_dtype(norm, norm.weight.dtype, weight.dtype))
 
 
 def _exchange(weight: nn.Parameter, incoming: NormWeight) -> NormWeight:
@@ -301,5 +302,6 @@ def _exchange(weight: nn.Parameter, incoming: NormWeight) -> NormWeight:
     return outgoing
 
 
-def _keep_dtype(norm: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+def keep_dtype(norm: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+    """A forward hook: the output of a widened norm in its input's dtype."""
     return output.to(args[0].dtype)

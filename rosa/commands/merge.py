@@ -82,6 +82,8 @@ def _merged(chosen: Chosen, dtype: str) -> tuple[nn.Module, PreTrainedTokenizerB
 def _merged_by_peft(model: nn.Module, folder: Path) -> nn.Module:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    from rosa.training.ln_tuning import narrow_norms
+
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     shared = getattr(ends[0], "weight", None) is getattr(ends[1], "weight", None)
     if shared and any(isinstance(end, BaseTunerLayer) for end in ends):
@@ -89,6 +91,7 @@ def _merged_by_peft(model: nn.Module, folder: Path) -> nn.Module:
             f"the adapter in {folder} adapts an embedding or an output layer, and they share one weight in its base: "
             "merged, it would change both. Leave the adapter beside its base"
         )
+    narrow_norms(model)
     try:
         return model.merge_and_unload(safe_merge=True)
     except Exception as error:  # peft has many kinds, and each its own reasons

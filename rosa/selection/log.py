@@ -58,7 +58,8 @@ def read_entry(entry: Mapping[str, Any]) -> tuple[Selection, tuple[int, ...]] | 
     """
     if EXPLOITED not in entry:
         return None
-    layers = tuple(int(name.removeprefix(SELECTED)) for name in entry if name.startswith(SELECTED))
+    # A Trainer writes its log's names in the order of the alphabet, 10 before 2, and a resumed run reads them so.
+    layers = tuple(sorted(int(name.removeprefix(SELECTED)) for name in entry if name.startswith(SELECTED)))
     chosen = tuple(layer for layer in layers if entry[f"{SELECTED}{layer}"])
     scores = tuple(float(entry[f"{SCORE}{layer}"]) for layer in layers)
     return Selection(int(entry["step"]), chosen, bool(entry[EXPLOITED]), scores), layers

@@ -1,6 +1,8 @@
-"""What AdaLoRA of peft wants to be told while it trains."""
+"""AdaLoRA of peft: what it wants to be told while it trains, and its loss in evaluation."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import peft
 from transformers import TrainerCallback
@@ -24,3 +26,19 @@ class AllocateRanks(TrainerCallback):
         if args.load_best_model_at_end and state.global_step >= state.max_steps:
             best = peft.PeftConfig.from_pretrained(state.best_model_checkpoint)
             model.peft_config["default"].rank_pattern = best.rank_pattern
+
+
+class SparingAdaLora(peft.AdaLoraModel):
+    """AdaLoRA whose penalty on singular vectors is a matter of training alone.
+
+    peft adds it to the loss in evaluation too, where it says nothing of the model and is many times the loss of the
+    answers; an adapter that was loaded to be used fails over it.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs) if self.training else self.model(*args, **kwargs)
+
+
+def spare_evaluation(model: peft.PeftModel) -> None:
+    """Has a model to which peft gave AdaLoRA leave the penalty out of its loss while it is evaluated."""
+    model.base_model.__class__ = SparingAdaLora

@@ -1,7 +1,7 @@
 """The fine-tuning methods: RoSA and RoAd, and through peft those that RoSA is compared with.
 
 The settings of the latter are those of the paper's text; what it does not name is peft's default. Where its tables
-tables print another number of parameters, `configs/paper/methods.yaml` has the settings that give it.
+print another number of parameters, `configs/paper/methods.yaml` has the settings that give it.
 
 peft is imported where a method of its own is used: it takes seconds, and loads whatever quantises.
 """
@@ -94,6 +94,9 @@ def attach(
         return patch(model, OURS[method]() if config is None else config)
     import peft
 
+    from rosa.training.adalora import spare_evaluation
+    from rosa.training.ln_tuning import widen_norms
+
     baseline = BASELINES[method]
     config_class = getattr(peft, baseline.config)
     check_keys(settings or {}, [field.name for field in fields(config_class)], f"settings of {method}")
@@ -103,9 +106,14 @@ def attach(
     if method == "adalora":
         merged.setdefault("total_step", 1)  # AllocateRanks sets it when training begins
     try:
-        return peft.get_peft_model(model, config_class(**merged))
+        attached = peft.get_peft_model(model, config_class(**merged))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{method} does not fit {type(model).__name__} with {merged}: {error}") from error
+    if method == "ln_tuning":
+        widen_norms(attached)
+    if method == "adalora":
+        spare_evaluation(attached)
+    return attached
 
 
 def load_trained(model: nn.Module, source: str | os.PathLike) -> nn.Module:
@@ -128,6 +136,10 @@ def load_trained(model: nn.Module, source: str | os.PathLike) -> nn.Module:
     if "peft_type" not in read_description(folder):
         raise ValueError(f"{folder / PEFT_CONFIG_NAME} is damaged: it names no peft_type")
     import peft
+    from safetensors.torch import load_file
+
+    from rosa.training.adalora import spare_evaluation
+    from rosa.training.ln_tuning import widen_norms
 
     try:
         config = peft.PeftConfig.from_pretrained(folder)
@@ -142,11 +154,17 @@ def load_trained(model: nn.Module, source: str | os.PathLike) -> nn.Module:
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS_NAME} is truncated or no safetensors file: {error}") from error
     try:
-        return peft.PeftModel.from_pretrained(model, folder, config=config)
+        loaded = peft.PeftModel.from_pretrained(model, folder, config=config)
     except Exception as error:
         raise ValueError(
             f"the adapter in {source} does not fit {type(model).__name__}: {type(error).__name__}: {error}"
         ) from error
+    if config.peft_type == "LN_TUNING":
+        widen_norms(loaded)
+        peft.set_peft_model_state_dict(loaded, load_file(folder / WEIGHTS_NAME))  # it has been rounded to the base's
+    if config.peft_type == "ADALORA":
+        spare_evaluation(loaded)
+    return loaded
 
 
 def trainable(model: nn.Module) -> tuple[int, int]:

@@ -120,6 +120,13 @@ def test_the_model_is_loaded_without_rosa(adapter, tmp_path):
     assert torch.equal(torch.load(tmp_path / "logits"), logits(rosa.merge(model)))
 
 
+def test_norms_that_were_trained_in_float32_are_of_the_models_dtype_again(adapter, tmp_path):
+    main(["merge", str(adapter("ln_tuning")), str(tmp_path / "merged"), "--dtype", "bfloat16"])
+    with safe_open(tmp_path / "merged" / "model.safetensors", "pt") as file:
+        names = list(file.keys())  # it is no mapping
+        assert {file.get_slice(name).get_dtype() for name in names} == {"BF16"}
+
+
 @pytest.fixture
 def without_weights(base, tmp_path):
     """A copy of the base that cannot be loaded: an error that is not about that came before."""

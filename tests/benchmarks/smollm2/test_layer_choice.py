@@ -118,8 +118,9 @@ def small_study(tmp_path, monkeypatch):
     """A tiny base, its rows, and the options by which `run` takes them."""
     monkeypatch.setattr(layer_choice, "CHECKPOINTS", tmp_path / "checkpoints")
     monkeypatch.setattr(layer_report, "KEPT", tmp_path / "kept")
-    for name, value in (("INTERVAL", 2), ("STEPS", 6), ("DECAY", 2)):
+    for name, value in (("INTERVAL", 2), ("DECAY", 2)):
         monkeypatch.setattr(layer_choice, name, value)
+    monkeypatch.setattr(layer_report, "STEPS", 6)
     tokenizer = tiny_tokenizer(row["instruction"] for row in ROWS)
     tiny_llama(len(tokenizer)).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
@@ -155,21 +156,24 @@ def test_the_upper_half_costs_less_than_all_layers(small_study):
     assert upper.last["flops"] < 0.9 * every.last["flops"] and not upper.selections
 
 
-def test_loss_and_operations_are_read_between_evaluations():
-    points = [(2, 10.0, 0.9), (4, 20.0, 0.7), (6, 30.0, 0.8)]
-    run = Run("arithmetic", "all", 1, [{"step": s, "flops": f, "loss": loss} for s, f, loss in points], [])
-    assert run.loss_at(15.0) == pytest.approx(0.8) and run.loss_at(30.0) == 0.8 and run.loss_at(31.0) is None
-    assert run.flops_to(0.75) == pytest.approx(17.5) and run.flops_to(0.6) is None and run.flops_to(0.95) is None
+def test_a_checkpoint_of_other_settings_is_refused(small_study):
+    layer_choice.run("arithmetic", "paper", 1, **small_study)
+    with pytest.raises(ValueError, match="checkpoint-6 was made with other settings: learning_rate was 0.003, now 0.1"):
+        layer_choice.run("arithmetic", "paper", 1, **small_study, learning_rate=0.1)
 
 
-def test_a_table_compares_at_what_every_run_has_reached(tmp_path):
+def test_a_table_tells_the_ends_apart_from_what_comes_before_the_rate_falls(tmp_path):
     def run(rule, *points):
         return Run("arithmetic", rule, 1, [{"step": s, "flops": f * 1e12, "loss": y} for s, f, y in points], [])
 
-    group = [run("all", (2, 4, 0.9), (4, 8, 0.7)), run("upper", (2, 3, 0.9), (4, 6, 0.8)), run("block", (2, 4, 0.9))]
+    group = [
+        run("all", (50, 4, 0.9), (100, 8, 0.7)),
+        run("upper_longer", (50, 3, 0.8), (133, 7, 0.65)),
+        run("block", (50, 4, 0.85), (75, 6, 0.6)),
+    ]
     _, _, every, upper, unfinished = layer_report.table([group]).splitlines()
-    assert every.split("|")[-3:-1] == [" 0.8000 at 6.0 ", " 6.0 to 0.8000 "]
-    assert upper.split("|")[5:-1] == [" 15.0 ", " 0.8000 ", " 0.8000 at 6.0 ", " 6.0 to 0.8000 "]
-    assert unfinished.split("|")[3:-1] == [" 2 ", " 2.000 ", "  ", " 0.9000 ", "  ", "  "]
+    assert every.split("|")[4:-1] == [" 0.9000 ", " 4.0 ", " 100 ", " 0.7000 ", " 8.0 ", " 100% "]
+    assert upper.split("|")[3:-1] == [" 15.0 ", " 0.8000 ", " 3.0 ", " 133 ", " 0.6500 ", " 7.0 ", " 88% "]
+    assert unfinished.split("|")[4:-1] == [" 0.8500 ", " 4.0 ", " 100 ", "  ", "  ", "  "]
     layer_report.draw([group, group], tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000

@@ -150,6 +150,33 @@ def test_ln_tuning_trains_the_norms_of_the_layers_and_the_last_one(family, make_
     assert trainable(attach(model, "ln_tuning"))[0] == weights
 
 
+def test_ln_tuning_trains_a_base_in_bfloat16_in_float32(base, tmp_path):
+    model = load(base).bfloat16()
+    before = logits(model)
+    model = attach(model, "ln_tuning")
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert trained and {p.dtype for p in trained.values()} == {torch.float32}
+    assert torch.equal(logits(model), before)
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter += 1e-3  # which a bfloat16 of 1 does not hold
+    model.save_pretrained(tmp_path)
+    found = load_trained(load(base).bfloat16(), tmp_path)
+    assert torch.equal(logits(found), logits(model))
+    assert all(torch.equal(found.get_parameter(name), p) for name, p in trained.items())
+
+
+def test_adaloras_loss_in_evaluation_is_that_of_its_answers(base, tmp_path):
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        plain = load(base).eval()(ids, labels=ids).loss
+        model = attach(load(base), "adalora", settings=SMALL["adalora"])
+        torch.testing.assert_close(model.eval()(ids, labels=ids).loss, plain)
+        assert model.train()(ids, labels=ids).loss > plain + 0.1
+        model.save_pretrained(tmp_path)
+        torch.testing.assert_close(load_trained(load(base), tmp_path).eval()(ids, labels=ids).loss, plain)
+
+
 @pytest.mark.parametrize(
     "method, settings, message",
     [
