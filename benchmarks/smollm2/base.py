@@ -16,16 +16,16 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from rosa.comparison.overlap import seen
 
 FOLDER = Path("runs/smollm2")
 MODEL = FOLDER / "SmolLM2-135M-Instruct"
@@ -64,19 +64,10 @@ def make_rows(data: Path) -> None:
     for kind, rows in training.items():
         _write(FOLDER / f"{kind}.json", rows)
         for name in TESTS[kind]:
-            tests = unseen(_rows(data / "benchmarks" / name / "test.json"), rows)
+            tests = _rows(data / "benchmarks" / name / "test.json")
+            tests = [row for row, known in zip(tests, seen(tests, rows), strict=True) if not known]
             sample = random.Random(SEED).sample(tests, min(SAMPLED[kind], len(tests)))
             _write(FOLDER / "tests" / name / "test.json", sample)
-
-
-def unseen(tests: Sequence[dict], training: Sequence[dict]) -> list[dict]:
-    """The tests whose question is no training row's, however it is punctuated, spaced and spelt in capitals."""
-    seen = {_words(row) for row in training}
-    return [row for row in tests if _words(row) not in seen]
-
-
-def _words(row: dict) -> str:
-    return " ".join(re.findall(r"\w+", row["instruction"].lower()))
 
 
 def _rows(file: Path) -> list[dict]:

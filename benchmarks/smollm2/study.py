@@ -48,8 +48,15 @@ class Study:
             name: [self.comparison.cell(model, name, seed, rate) for seed in self.comparison.seeds]
             for name, rate in self.rates.items()
         }
-        found = {name: [o for cell in of_method if (o := self._read(cell))] for name, of_method in cells.items()}
-        self.tested = {name: [o for o in outcomes if "tasks" in o] for name, outcomes in found.items()}
+        self.tested = {
+            name: [o for cell in of_method if (o := self._tested(cell))] for name, of_method in cells.items()
+        }
+
+    def _tested(self, cell: Cell) -> Outcome | None:
+        """The outcome of a cell that was tested; None of one that was made at a rate which another has surpassed."""
+        outcome, rate = self._read(cell), cell.settings.get("learning_rate")
+        fits = outcome and "tasks" in outcome and outcome["settings"].get("learning_rate") == rate
+        return outcome if fits else None
 
     def _read(self, cell: Cell) -> Outcome | None:
         file = ROOT / cell.folder / "result.json"

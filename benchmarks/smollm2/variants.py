@@ -102,11 +102,19 @@ class OneGain(PlainRoAE):
 
 
 class Tanh(PlainRoAE):
+    """Twice as steep at zero as SiLU, and without its floor."""
+
     activation = staticmethod(torch.tanh)
 
 
-class Identity(PlainRoAE):
-    activation = staticmethod(lambda U: U)
+class HalfTanh(PlainRoAE):
+    """As steep at zero as SiLU is, and without its floor."""
+
+    activation = staticmethod(lambda U: torch.tanh(U) / 2)
+
+
+class Half(PlainRoAE):
+    activation = staticmethod(lambda U: U / 2)
 
 
 class RandomUp(PlainRoAE):
@@ -162,9 +170,10 @@ VARIANTS = {
     ONE_GAIN: Variant(OneGain),
     "other first weights, nothing changed": Variant(Redrawn),
     "tanh in SiLU's place": Variant(Tanh),
+    "half of tanh in SiLU's place": Variant(HalfTanh),
     "W_up at 4 times the rate": Variant(rates={"up": 4.0}),
     "W_GQA begins as the mean of a group": Variant(GroupMean),
-    "no activation": Variant(Identity),
+    "half of U itself, no activation": Variant(Half),
     "W_down at 4 times the rate": Variant(rates={"down": 4.0}),
     "W_down begins at zero, W_up does not": Variant(ZeroDown),
     "W_up begins at random, 0.02": Variant(RandomUp),

@@ -167,6 +167,8 @@ def _tested(cell: Cell, inputs: Inputs) -> dict[str, Any]:
         made_with={**cell.settings, **inputs.of_training(cell)},
     )
     tests = size | {"tasks": found.to_dict()["tasks"], "tested_with": inputs.of_tests()}
+    if cell.trains:
+        tests |= {"seen": inputs.seen[cell.settings["data"]]}
     if not inputs.others:
         return tests
     return tests | {"forgetting_loss": response_loss(model, tokenizer, inputs.others)}

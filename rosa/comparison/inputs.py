@@ -6,9 +6,11 @@ Every result says what it was made with, so that no table mixes results of diffe
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
+from rosa.comparison.overlap import seen
 from rosa.comparison.plan import Cell, Comparison, Decoding
 from rosa.data.rows import load_rows
 from rosa.evaluation.tasks import Task, find_tasks, load_test_rows
@@ -26,6 +28,8 @@ class Inputs:
         tests (mapping of Task to sequence of dict): all test rows of every task.
         decoding (Decoding): how answers are made, and to how many rows.
         others (sequence of dict): the rows whose loss shows what was forgotten; empty for none.
+        seen (mapping of str to mapping): by the data's name, the share of each task's rows that are tested on whose
+            question is a training row's, in percent.
     """
 
     bases: Mapping[str, str]
@@ -33,6 +37,7 @@ class Inputs:
     tests: Mapping[Task, Sequence[dict]]
     decoding: Decoding
     others: Sequence[dict] = ()
+    seen: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def rows(self) -> dict[Task, Sequence[dict]]:
@@ -72,14 +77,18 @@ def read_inputs(comparison: Comparison, cells: Iterable[Cell]) -> Inputs:
     """
     names = ",".join(filter(None, (comparison.tasks, comparison.side_tasks)))
     tests = {task: load_test_rows(task, comparison.data_dir) for task in find_tasks(names, comparison.data_dir)}
-    data = {cell.settings["data"] for cell in cells if cell.trains}
-    forgetting = comparison.forgetting
+    data = {name: load_rows(name) for name in sorted({cell.settings["data"] for cell in cells if cell.trains})}
+    forgetting, limit = comparison.forgetting, comparison.decoding.limit
+    asked = {task.name: rows[:limit] for task, rows in tests.items()}
     return Inputs(
         bases={model: base_digest(model) for model in comparison.models},
-        data={name: digest(load_rows(name)) for name in sorted(data)},
+        data={name: digest(rows) for name, rows in data.items()},
         tests=tests,
         decoding=comparison.decoding,
         others=[] if forgetting is None else load_rows(forgetting.data)[: forgetting.rows],
+        seen={
+            name: {task: 100 * fmean(seen(some, rows)) for task, some in asked.items()} for name, rows in data.items()
+        },
     )
 
 

@@ -14,6 +14,7 @@ from rosa.adapters.pretrained import load_tokenizer
 from rosa.comparison.cell import LOG_NAME, read_result, run_cell
 from rosa.comparison.fit import check_fit, check_options
 from rosa.comparison.inputs import Inputs, read_inputs
+from rosa.comparison.overlap import told
 from rosa.comparison.plan import Cell, Comparison
 from rosa.comparison.workers import kill, submit, workers
 from rosa.miniature.make import SEEN_TASK, make
@@ -55,6 +56,9 @@ def _run(comparison: Comparison, jobs: int) -> tuple[Comparison, list[dict[str, 
     ]
     first = tuning or _cells(comparison, {})
     inputs = _check(comparison, first)
+    for name, shares in inputs.seen.items():
+        if text := told(shares):
+            print(f"{name}: {text} Right answers to them may be recalled.")
     with workers(jobs) as pool:
         tuned = _finish(tuning, inputs, pool, "learning rates")
         return comparison, tuned + _finish(_cells(comparison, best_rates(tuned)), inputs, pool, "cells")

@@ -42,6 +42,7 @@ class Summary(NamedTuple):
         diverged (int): seeds whose loss was no longer finite.
         difference (Spread or None): in micro-average, to the best baseline, seed by seed.
         p_value (float or None): of that difference, by a paired t-test over seeds; None for baselines.
+        seen (dict): by task, the share of its questions that are among the training rows, in percent, where any are.
         printed (dict): what a printed table says in this place, by task, `trainable` or `micro-average`.
     """
 
@@ -58,6 +59,7 @@ class Summary(NamedTuple):
     diverged: int
     difference: Spread | None
     p_value: float | None
+    seen: dict[str, float]
     printed: dict[str, Decimal]
 
 
@@ -159,5 +161,6 @@ def _summary(
         difference=spread(differences) if shared else None,
         # The paired test: one of the differences against 0.
         p_value=float(stats.ttest_1samp(differences, 0).pvalue) if shared[1:] else None,
+        seen={name: share for name, share in first.get("seen", {}).items() if share and name in first["tasks"]},
         printed=printed,
     )

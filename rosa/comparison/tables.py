@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Sequence
 
+from rosa.comparison.overlap import told
 from rosa.comparison.printed import MICRO, TRAINABLE
 from rosa.comparison.statistics import Spread, Summary
 
@@ -120,16 +121,16 @@ def _signed(value: Spread, plus_minus: str) -> str:
 def _caption(rows: Sequence[Summary]) -> str:
     counts = sorted({row.finished for row in rows if row.learning_rate is not None})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    printed = " In brackets: the printed figure, and the difference to it." if any(row.printed for row in rows) else ""
     if counts == [1]:
-        return (
-            "Accuracy in percent, of one seed; the difference is to the baseline with the highest micro-average."
-            f"{printed}"
+        text = "Accuracy in percent, of one seed; the difference is to the baseline with the highest micro-average."
+    else:
+        text = (
+            f"Accuracy in percent, mean and standard deviation over {seeds} seeds; the difference to the baseline with "
+            "the highest micro-average is the mean over seeds with its 95 % interval, and p that of a paired t-test."
         )
-    return (
-        f"Accuracy in percent, mean and standard deviation over {seeds} seeds; the difference to the baseline with the "
-        f"highest micro-average is the mean over seeds with its 95 % interval, and p that of a paired t-test.{printed}"
-    )
+    printed = "In brackets: the printed figure, and the difference to it." if any(row.printed for row in rows) else ""
+    shares = {name: max(row.seen.get(name, 0.0) for row in rows) for row in rows for name in row.seen}
+    return " ".join(filter(None, (text, printed, told(shares))))
 
 
 def _escaped(text: str) -> str:

@@ -24,6 +24,7 @@ from rosa.cli import main
 from rosa.comparison.cell import _goes_on, read_result, run_cell
 from rosa.comparison.fit import check_fit, check_options
 from rosa.comparison.inputs import read_inputs
+from rosa.comparison.overlap import seen, told
 from rosa.comparison.plan import Comparison, load_comparison
 from rosa.comparison.report import read_outcomes
 from rosa.comparison.run import best_rates
@@ -169,6 +170,8 @@ def test_the_table_is_written_in_three_forms(finished):
     losses = "held-out loss | loss on other rows"
     assert text.startswith(f"| method | lr | trainable % | doubles | words | micro-average | {losses} | to the best")
     assert "tokens/s" not in text  # of a GPU alone
+    # The tests are the training rows, of which four are asked.
+    assert "Among the training rows, word for word, are these shares of the questions: doubles 100 %, words 100" in text
     rows = list(csv.DictReader((out / "table-base.csv").open()))
     assert [row["method"] for row in rows] == ["base", "RoSA", "LoRA"]
     assert rows[1]["finished"] == "2" and rows[2]["p_value"] == ""
@@ -574,6 +577,14 @@ def test_differences_and_p_are_paired_by_seed_with_the_best_baseline(comparison,
     assert rosa.p_value == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
     assert lora.p_value is None and vera.difference is None
     assert best_baseline({"x": {1: 2.0}, "y": {1: 3.0}, "z": {}}) == "y"
+
+
+def test_questions_among_the_training_rows_are_found_and_told():
+    asked = [{"instruction": text, "input": more} for text, more in (("What  is 2 + 2?", ""), ("A", "b"), ("A", "c"))]
+    training = [{"instruction": "what is 2 + 2"}, {"instruction": "a", "input": "B."}]
+    assert seen(asked, training) == [True, True, False]
+    assert told({"sums": 12.5, "none": 0.0}).endswith("these shares of the questions: sums 12 %.")
+    assert told({"none": 0.0}) == ""
 
 
 def test_spread_is_students(outcomes):

@@ -19,10 +19,10 @@ def rows(name, count):
 
 def test_training_rows_are_as_many_of_both_and_tests_are_samples(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "FOLDER", tmp_path / "out")
-    files = {"training/math_data.json": rows("problem", 40)}
+    files = {"training/math_data.json": [*rows("problem", 20), *rows("SVAMP", 20)]}
     for kind, names in base.TESTS.items():
         for name in names:
-            files[f"benchmarks/{name}/test.json"] = rows(name, 400)
+            files[f"benchmarks/{name}/test.json"] = rows(name, 30 if name == "AddSub" else 400)
             if kind == "commonsense":
                 files[f"benchmarks/{name}/train.json"] = rows(f"{name} train", 30)
     for name, content in files.items():
@@ -37,6 +37,8 @@ def test_training_rows_are_as_many_of_both_and_tests_are_samples(tmp_path, monke
     assert len(read("arithmetic.json")) == 40 == len(first) == len({row["instruction"] for row in first})
     assert len({row["instruction"].split(" train")[0] for row in first}) == 4  # some of every set
     assert (len(read("tests/gsm8k/test.json")), len(read("tests/boolq/test.json"))) == (200, 300)
+    assert len(read("tests/AddSub/test.json")) == 30  # there are no more
+    assert {row["instruction"] for row in read("tests/SVAMP/test.json")}.isdisjoint(f"SVAMP {i}" for i in range(20))
     base.make_rows(tmp_path)
     assert read("commonsense.json") == first
 

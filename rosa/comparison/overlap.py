@@ -1,0 +1,27 @@
+"""Test questions that are training rows: right answers to them may be recalled, and tell little of what was learnt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+
+def seen(tests: Sequence[Mapping], training: Sequence[Mapping]) -> list[bool]:
+    """Of each test row, whether its question is that of a training row: the same words, however they are punctuated,
+    spaced and spelt in capitals.
+
+    Args:
+        tests, training (sequence of mapping): rows with `instruction` and perhaps `input`.
+    """
+    asked = {_words(row) for row in training}
+    return [_words(row) in asked for row in tests]
+
+
+def told(shares: Mapping[str, float]) -> str:
+    """A sentence on the share of each task's questions that is among the training rows, in percent; empty for none."""
+    found = ", ".join(f"{name} {share:.0f} %" for name, share in shares.items() if share)
+    return f"Among the training rows, word for word, are these shares of the questions: {found}." if found else ""
+
+
+def _words(row: Mapping) -> str:
+    return " ".join(re.findall(r"\w+", f"{row['instruction']} {row.get('input') or ''}".lower()))
