@@ -12,9 +12,8 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from statistics import fmean
 
 if __name__ == "__main__":
     # The fused kernels, of which only the shapes are asked.
@@ -24,7 +23,7 @@ if __name__ == "__main__":
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks import scaling, static
+from benchmarks import padding, scaling, static
 from benchmarks.document import update_or_print
 from benchmarks.paper_counts import ALL, MODELS, build, linears, methods, sizes
 from benchmarks.paper_printed import averages_table, newer_table, parameters_table, table
@@ -36,34 +35,7 @@ DOCUMENT = ROOT / "docs" / "paper.md"
 CARD = 24 * 2**30  # bytes of an RTX 3090 or 4090
 ROWS, LENGTH = 2, 2048  # the paper's micro-batch at its longest
 IN_MEMORY = ("RoSA", "LoRA", "DoRA")
-CHARACTERS_A_TOKEN = 4
 RANKS = 8  # for which ZeRO-1's saving is shown
-
-
-class Lengths(NamedTuple):
-    """Characters of the rows of a data set, prompt and response together."""
-
-    rows: int
-    mean: int
-    most: int  # of all but one in a hundred
-    longest: int
-
-
-# Of LLM-Adapters' files (Hu et al. 2023): four of the eight sets that Commonsense15K is drawn from, and math_data.json,
-# which has the form of Math10K.
-LENGTHS = {
-    "boolq": Lengths(9427, 305, 339, 362),
-    "ARC-Challenge": Lengths(1119, 548, 876, 1142),
-    "ARC-Easy": Lengths(2251, 510, 812, 1016),
-    "openbookqa": Lengths(4957, 426, 599, 795),
-    "math_data": Lengths(3260, 544, 1020, 1486),
-}
-
-
-def lengths(texts: Sequence[str]) -> Lengths:
-    """The lengths of these texts, at least one."""
-    sizes = sorted(map(len, texts))
-    return Lengths(len(sizes), round(sum(sizes) / len(sizes)), sizes[int(0.99 * len(sizes))], sizes[-1])
 
 
 @functools.cache
@@ -124,13 +96,13 @@ def most_tokens(name: str, method: str, *, checkpoints: bool) -> int:
     return max(0, math.floor(room * LENGTH / (two - one)))
 
 
-def tokens(characters: int) -> int:
-    """Tokens of a text, estimated."""
-    return math.ceil(characters / CHARACTERS_A_TOKEN)
+def longest() -> int:
+    """Tokens of the longest row of the papers' data that was at hand."""
+    return max(max(lengths) for lengths in padding.read_kept().values())
 
 
 def memory_table() -> str:
-    real = tokens(max(found.longest for found in LENGTHS.values()))
+    real = longest()
     rows = []
     for name in MODELS:
         for method in IN_MEMORY:
@@ -147,16 +119,11 @@ def memory_table() -> str:
 
 
 def lengths_table() -> str:
-    rows = [
-        [name, f"{found.rows:,}", f"{found.mean:,}", f"{found.most:,}", f"{found.longest:,}",
-         f"{tokens(found.mean)}", f"{tokens(found.most)}", f"{tokens(found.longest)}"]
-        for name, found in LENGTHS.items()
-    ]  # fmt: skip
-    head = [
-        "rows of", "number", "characters, mean", "99 of 100 at most", "longest", "tokens, mean", "99 of 100 at most",
-        "longest",
-    ]  # fmt: skip
-    return table(head, rows)
+    rows = []
+    for name, lengths in padding.read_kept().items():
+        most = sorted(lengths)[int(0.99 * len(lengths))]
+        rows.append([name, f"{len(lengths):,}", f"{fmean(lengths):.0f}", f"{most}", f"{max(lengths)}"])
+    return table(["rows of", "number", "tokens, mean", "99 of 100 at most", "longest"], rows)
 
 
 def savings_table() -> str:

@@ -26,7 +26,7 @@ from rosa.training.memory import CONTEXT, GIB, LOADED, STATE, quantized
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "quantized.md"
 MODELS = ("Qwen2.5-7B", "Llama-3.1-8B", "Gemma-2-9B", "Qwen2.5-14B")
-METHOD, LENGTH, LONGEST = "RoSA", 2048, 372  # tokens of a row at most, and of the longest that docs/paper.md found
+METHOD, LENGTH, LONGEST = "RoSA", 2048, paper.longest()  # tokens of a row at most, and of the longest that was found
 
 
 def kept_inputs(name: str, load_in: str) -> int:

@@ -13,8 +13,6 @@ from transformers import AutoModelForCausalLM
 from benchmarks import paper, paper_counts, paper_printed, quantized
 from benchmarks.document import fill
 from benchmarks.results import COUNTED, read
-from rosa.data.prompts import prompt
-from rosa.data.rows import load_rows
 from rosa.evaluation.tasks import TASKS
 from rosa.training.memory import LOADED
 from rosa.training.methods import BASELINES, attach
@@ -22,10 +20,7 @@ from tests.conftest import HAS_GPU
 from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
 from tests.scale.conftest import launch
 
-DATA = paper.ROOT.parent / "shared" / "data"
-FOLDERS = {name: f"benchmarks/{name}/train.json" for name in paper.LENGTHS} | {"math_data": "training/math_data.json"}
 ROWS = [{"instruction": f"Add {i} and {i}.", "output": str(2 * i)} for i in range(24)]
-needs_real_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real data is not at ../shared/data")
 in_the_interpreter = pytest.mark.skipif(HAS_GPU, reason="what the kernels save is counted as on the CPU")
 
 
@@ -155,32 +150,21 @@ def test_the_most_tokens_just_fit():
         assert fewer <= paper.CARD - paper.CONTEXT < more
 
 
-@needs_real_data
-@pytest.mark.parametrize("name", paper.LENGTHS)
-def test_the_lengths_are_those_of_the_real_rows(name):
-    rows = load_rows(str(DATA / FOLDERS[name]))
-    texts = [prompt(row["instruction"], row["input"]) + row["output"] for row in rows]
-    assert paper.lengths(texts) == paper.LENGTHS[name]
-
-
 @pytest.mark.parametrize("method", BASELINES)
-def test_adapters_of_peft_are_in_float32_and_tuned_norms_in_bfloat16(method):
+def test_adapters_of_peft_are_in_float32(method):
     settings = {"c3a": {"block_size": 16}}.get(method)
     model = attach(tiny()[0], method, settings=settings)
-    dtypes = {p.dtype for p in model.parameters() if p.requires_grad}
-    assert dtypes == {torch.bfloat16 if method == "ln_tuning" else torch.float32}
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
-def test_a_step_of_ln_tuning_on_a_weight_of_1_rounds_away():
+def test_a_step_of_ln_tuning_on_a_weight_of_1_does_not_round_away():
     model = attach(tiny()[0], "ln_tuning")
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
     ids = torch.arange(12)[None]
-    for _ in range(3):
-        model(input_ids=ids, labels=ids).loss.backward()
-        assert all(p.grad.abs().sum() > 0 for p in trained)
-        optimizer.step()
-    assert all(torch.equal(p, torch.ones_like(p)) for p in trained)
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    assert all((p != 1).all() for p in trained)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is not installed")
