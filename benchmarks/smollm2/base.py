@@ -65,8 +65,11 @@ def make_rows(data: Path) -> None:
         _write(FOLDER / f"{kind}.json", rows)
         for name in TESTS[kind]:
             tests = _rows(data / "benchmarks" / name / "test.json")
-            tests = [row for row, known in zip(tests, seen(tests, rows), strict=True) if not known]
-            sample = random.Random(SEED).sample(tests, min(SAMPLED[kind], len(tests)))
+            unseen = [row for row, known in zip(tests, seen(tests, rows), strict=True) if not known]
+            sample = random.Random(SEED).sample(unseen, min(SAMPLED[kind], len(unseen)))
+            print(
+                f"{name}: of {len(tests):,} questions {len(unseen):,} are no training rows, {len(sample):,} are asked"
+            )
             _write(FOLDER / "tests" / name / "test.json", sample)
 
 

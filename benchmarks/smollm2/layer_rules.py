@@ -63,7 +63,7 @@ RULES = {
     "paper": Rule("the paper's rule"),
     "by_cost_longer": Rule("score by cost, longer", priorities=by_cost, length=1.1),
     "upper_longer": Rule("the upper half, longer", adapted=(0.5, 1.0), selects=False, length=1.33),
-    "block_by_cost_longer": Rule("a block, by cost, longer", priorities=block_by_cost, length=1.2),
+    "block_by_cost_longer": Rule("a block, by cost, longer", priorities=block_by_cost, length=1.23),
     "by_cost": Rule("score by cost", priorities=by_cost),
     "upper": Rule("the upper half", adapted=(0.5, 1.0), selects=False),
     "block_by_cost": Rule("a block, by cost", priorities=block_by_cost),
