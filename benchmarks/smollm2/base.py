@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from rosa.comparison.overlap import seen
+from rosa.comparison.overlap import seen, words
 
 FOLDER = Path("runs/smollm2")
 MODEL = FOLDER / "SmolLM2-135M-Instruct"
@@ -63,6 +63,7 @@ def make_rows(data: Path) -> None:
     training["commonsense"] = random.Random(SEED).sample(drawn_from, len(training["arithmetic"]))
     for kind, rows in training.items():
         _write(FOLDER / f"{kind}.json", rows)
+        print(f"{kind}: {len(rows):,} rows, {len(set(map(words, rows))):,} different questions")
         for name in TESTS[kind]:
             tests = _rows(data / "benchmarks" / name / "test.json")
             unseen = [row for row, known in zip(tests, seen(tests, rows), strict=True) if not known]

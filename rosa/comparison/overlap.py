@@ -13,8 +13,8 @@ def seen(tests: Sequence[Mapping], training: Sequence[Mapping]) -> list[bool]:
     Args:
         tests, training (sequence of mapping): rows with `instruction` and perhaps `input`.
     """
-    asked = {_words(row) for row in training}
-    return [_words(row) in asked for row in tests]
+    asked = {words(row) for row in training}
+    return [words(row) in asked for row in tests]
 
 
 def told(shares: Mapping[str, float]) -> str:
@@ -23,5 +23,6 @@ def told(shares: Mapping[str, float]) -> str:
     return f"Among the training rows, word for word, are these shares of the questions: {found}." if found else ""
 
 
-def _words(row: Mapping) -> str:
+def words(row: Mapping) -> str:
+    """A row's question by its words alone."""
     return " ".join(re.findall(r"\w+", f"{row['instruction']} {row.get('input') or ''}".lower()))
