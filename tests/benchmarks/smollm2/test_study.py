@@ -83,6 +83,14 @@ def test_the_chosen_rate_is_that_of_the_lowest_loss():
         assert study.rates[name] == lowest
 
 
+def test_a_result_at_a_rate_that_was_surpassed_is_left_out():
+    study = STUDIES[LONG]
+    (model,) = study.comparison.models
+    at_rates = [study.comparison.cell(model, "LoRA", 2333, rate) for rate in (study.rates["LoRA"], 0.5)]
+    found, surpassed = map(study._tested, at_rates)
+    assert found in study.tested["LoRA"] and surpassed is None
+
+
 def test_the_documents_have_what_the_outcomes_give():
     for file, made in report.parts(STUDIES).items():
         text = file.read_text(encoding="utf-8")
