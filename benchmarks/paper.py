@@ -35,6 +35,7 @@ DOCUMENT = ROOT / "docs" / "paper.md"
 CARD = 24 * 2**30  # bytes of an RTX 3090 or 4090
 ROWS, LENGTH = 2, 2048  # the paper's micro-batch at its longest
 IN_MEMORY = ("RoSA", "LoRA", "DoRA")
+LEARNT = 0.5  # of the tokens, about the share of math_data's that are of the response
 RANKS = 8  # for which ZeRO-1's saving is shown
 
 
@@ -66,24 +67,27 @@ def state(name: str, method: str) -> int:
     return state_bytes(found.frozen_bytes, found.trained_bytes)
 
 
-def activations(name: str, method: str, rows: int, length: int, *, checkpoints: bool, frozen: float = 0.0) -> float:
+def activations(
+    name: str, method: str, rows: int, length: int, *, checkpoints: bool, frozen: float = 0.0, learnt: float = 1.0
+) -> float:
     """Bytes that grow with the batch: what all layers save (with gradient checkpointing their inputs, and what the one
     saves that is computed again), the logits, and what the loss makes of them.
 
     Args:
         frozen (float): share of the layers that layer selection has frozen; 0 in the step that selects.
+        learnt (float): share of the tokens that have logits.
     """
     config = ALL[name]
     layer = saved(name, method, rows, length)
     if frozen and not checkpoints:
         layer = (1 - frozen) * layer + frozen * saved(name, method, rows, length, frozen=True)
     kept = kept_by_layers(config, layer, rows * length, checkpoints=checkpoints)
-    return kept + rows * length * logits(config)
+    return kept + learnt * rows * length * logits(config)
 
 
-def needed(name: str, method: str, rows: int, length: int, *, checkpoints: bool = False) -> float:
+def needed(name: str, method: str, rows: int, length: int, *, checkpoints: bool = False, learnt: float = 1.0) -> float:
     """Bytes of a training step, in the step that needs most."""
-    return state(name, method) + activations(name, method, rows, length, checkpoints=checkpoints)
+    return state(name, method) + activations(name, method, rows, length, checkpoints=checkpoints, learnt=learnt)
 
 
 def most_tokens(name: str, method: str, *, checkpoints: bool) -> int:
@@ -116,6 +120,16 @@ def memory_table() -> str:
     head = ["model", "method", "base", "trained", "MiB a token", "most tokens", "with checkpoints"]
     head += [title for n in (LENGTH, real) for title in (f"{ROWS} x {n:,}", "with checkpoints")]
     return table(head, rows)
+
+
+def learnt_table() -> str:
+    """The longest micro-batch with logits where a token is learnt, as `rosa train` has it, and half of them learnt."""
+    cases = [(method, checkpoints) for method in IN_MEMORY for checkpoints in (False, True)]
+    rows = [
+        [name, *(_fits(needed(name, m, ROWS, LENGTH, checkpoints=c, learnt=LEARNT)) for m, c in cases)]
+        for name in MODELS
+    ]
+    return table(["model", *(f"{m}{', with checkpoints' if c else ''}" for m, c in cases)], rows)
 
 
 def lengths_table() -> str:
@@ -159,6 +173,7 @@ def tables() -> dict[str, str]:
         "newer": newer_table(),
         "averages": averages_table(),
         "memory": memory_table(),
+        "learnt": learnt_table(),
         "lengths": lengths_table(),
         "savings": savings_table(),
     }

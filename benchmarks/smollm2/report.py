@@ -4,6 +4,7 @@
     rosa compare --config configs/smollm2/arithmetic.yaml          both tasks; finished cells are kept, others are run
     rosa compare --config configs/smollm2/commonsense.yaml
     rosa compare --config configs/smollm2/arithmetic_long.yaml     three epochs
+    python -m benchmarks.smollm2.answers                           their answers, question by question
     python -m benchmarks.smollm2.report                            writes the tables and the pictures
 
 A study that is not finished is reported as far as it has come.
@@ -20,7 +21,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks.document import update
-from benchmarks.smollm2 import variants
+from benchmarks.smollm2 import answers, variants
 from benchmarks.smollm2.study import LONG, ROOT, TASKS, Outcome, Study, losses
 from benchmarks.tables import markdown
 from rosa.comparison.plan import BASE
@@ -50,10 +51,11 @@ def short_table(study: Study) -> str:
 
 
 def readme_table(studies: dict[str, Study]) -> str:
-    """A row for each method that was tried on arithmetic: the loss of short runs, loss and accuracy of long ones."""
+    """A row for each method that was tried on arithmetic, variations of its settings aside (a comma is in their names):
+    the loss of short runs, loss and accuracy of long ones."""
     short, long = studies["arithmetic"], studies[LONG]
     body = [[BASE, "0", _start(short), "-", _tested_accuracy(long, BASE)]]
-    for name in _ranked(short):
+    for name in (name for name in _ranked(short) if "," not in name):
         outcome = short.short(name)
         end = _loss(long.tested[name][0]) if long.tested.get(name) else "-"
         body.append([name, _share(outcome), _loss(outcome), end, _tested_accuracy(long, name)])
@@ -231,6 +233,7 @@ def read() -> dict[str, Study]:
 
 def parts(studies: dict[str, Study]) -> dict[Path, dict[str, str]]:
     """The documents' generated parts by name."""
+    questions = answers.read()
     made = {
         "run": about(list(studies.values())),
         "energy": energy_table(),
@@ -238,11 +241,13 @@ def parts(studies: dict[str, Study]) -> dict[Path, dict[str, str]]:
         "why": variants.table(),
         "epochs": epochs_table(studies[LONG]),
         "layers": layers_table(studies[LONG]),
+        "likeness": answers.likeness_table(questions),
+        "pairs": answers.pairs_table(questions),
     }
     for task in TASKS:
         for name, table in (("short", short_table), ("rates", rates_table)):
             made[f"{task}-{name}"] = table(studies[task])
-    made |= {f"{name}-tested": tested_table(studies[name]) for name in ("commonsense", LONG)}
+    made |= {f"{name}-tested": tested_table(studies[name]) for name in studies}
     return {DOCUMENT: made, README: {"real": readme_table(studies)}}
 
 

@@ -4,9 +4,9 @@
     python -m benchmarks.smollm2.variants                       prints the table of what is kept
 
 Each run is one of the study's tuning runs (configs/smollm2/arithmetic.yaml: 100 steps of 4 rows, the same held-out
-rows) of RoAE without layer selection, at the rate that was good for it. The changes are made here alone: the signals
-are computed in plain PyTorch, and the package's own op puts Eq. 4 on the rotated queries and keys. A variant's adapter
-is written to runs/roae_variants, and `load` reads it again.
+rows) of RoAE without layer selection, at the rate of the study's and 0.001 for the norms. The changes are made here
+alone: the signals are computed in plain PyTorch, and the package's own op puts Eq. 4 on the rotated queries and keys. A
+variant's adapter is written to runs/roae_variants, and `load` reads it again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ COMMON = {"model": "runs/smollm2/SmolLM2-135M-Instruct", "seed": 1, "max_steps":
 UNSELECTED = {"dls": False, "norm_learning_rate": 1e-3}
 BASES = {
     "alpha 1": {"alpha": 1.0, "learning_rate": 3e-3},
-    "alpha 0.1": {"alpha": 0.1, "learning_rate": 1e-2},
+    "alpha 0.1": {"alpha": 0.1, "learning_rate": 3e-3},
 }
 
 
@@ -275,7 +275,8 @@ def table() -> str:
         if any(outcomes):
             number = next((outcome["trainable"] for outcome in outcomes if "trainable" in outcome), None)
             rows.append((name, number and f"{number:,}", *map(_loss, outcomes)))
-    return markdown(("RoAE alone", "trained parameters", *BASES), rows)
+    heads = (f"{base}, lr {settings['learning_rate']:g}" for base, settings in BASES.items())
+    return markdown(("RoAE alone", "trained parameters", *heads), rows)
 
 
 def read_kept(base: str, name: str) -> dict[str, Any]:

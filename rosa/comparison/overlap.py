@@ -18,9 +18,14 @@ def seen(tests: Sequence[Mapping], training: Sequence[Mapping]) -> list[bool]:
 
 
 def told(shares: Mapping[str, float]) -> str:
-    """A sentence on the share of each task's questions that is among the training rows, in percent; empty for none."""
+    """What is said of the share, in percent, of each task's questions that is among the training rows; empty if none is."""
     found = ", ".join(f"{name} {share:.0f} %" for name, share in shares.items() if share)
-    return f"Among the training rows, word for word, are these shares of the questions: {found}." if found else ""
+    if not found:
+        return ""
+    return (
+        f"Among the training rows, word for word, are these shares of the questions: {found}. Those that differ from a "
+        "training row in numbers or names alone are not counted."
+    )
 
 
 def words(row: Mapping) -> str:

@@ -60,8 +60,8 @@ BASELINES = {
     "vera": Baseline("VeraConfig", {"r": 16, **_LINEARS}),
     "oft": Baseline("OFTConfig", _LINEARS),
     "c3a": Baseline("C3AConfig", {"block_size": 128, **_LINEARS}),
-    # BONE is MiSS in peft, and its block-affine form this initialisation.
-    "bone": Baseline("MissConfig", {"r": 16, "init_weights": "bat", **_LINEARS}),
+    # peft's BoneConfig of old, now MissConfig; both keep the variant Bat ("bat") for whoever asks for it.
+    "bone": Baseline("MissConfig", {"r": 16, **_LINEARS}),
     "ln_tuning": Baseline("LNTuningConfig", {}),
 }
 METHODS = (*OURS, *BASELINES)

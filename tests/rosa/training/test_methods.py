@@ -126,7 +126,7 @@ def test_the_papers_settings_reach_peft():
     assert (configs["boft"].boft_block_size, configs["boft"].boft_dropout) == (4, 0.1)
     assert set(configs["boft"].target_modules) == {"q_proj", "v_proj"}
     assert configs["c3a"].block_size == 128
-    assert configs["bone"].init_weights == "bat"
+    assert configs["bone"].init_weights is True  # Bone itself, not Bat
     assert configs["dora"].use_dora and not configs["lora"].use_dora
 
 

@@ -1,0 +1,60 @@
+"""The long runs' answers, question by question: what is kept agrees with the results, and what the tables say of it."""
+
+import pytest
+from scipy import stats
+
+from benchmarks.smollm2 import answers
+from benchmarks.smollm2.answers import Question, likeness
+from benchmarks.smollm2.study import LONG, Study
+
+
+def test_a_question_with_other_numbers_is_alike_and_one_of_other_words_is_not():
+    training = [
+        {"instruction": "Tom has 3 apples and eats 1 of them."},
+        {"instruction": "A train drives for", "input": "7 hours."},
+    ]
+    asked = [
+        {"instruction": "Tom has 12 apples, and eats 5 of them"},
+        {"instruction": "Tom has 12 apples and sells 5 of them"},
+        {"instruction": "What is the capital of France?"},
+        {"instruction": "a train drives for 9 hours"},
+    ]
+    # Seven triples and seven; three of each have the other verb.
+    assert likeness(asked, training) == pytest.approx([1.0, 4 / 10, 0.0, 1.0])
+
+
+def test_the_kept_answers_are_those_of_the_results():
+    questions = answers.read()
+    tested = Study(LONG).tested
+    assert set(questions[0].right) == {name for name in tested if tested[name] and name != "base"}
+    for name in questions[0].right:
+        for task, counts in tested[name][0]["tasks"].items():
+            right = [question.right[name] for question in questions if question.task == task]
+            assert (sum(right), len(right)) == (counts["correct"], counts["total"])
+
+
+@pytest.fixture
+def questions():
+    pairs = [(1, 0)] * 6 + [(0, 1)] * 2 + [(1, 1)] * 4 + [(0, 0)] * 8
+    found = [
+        Question("sums", 0.95 if at < 10 else 0.2, {"weak": bool(weak), "strong": bool(strong)})
+        for at, (strong, weak) in enumerate(pairs)
+    ]
+    return [*found, Question("gsm8k", 0.1, {"weak": False, "strong": False})]
+
+
+def test_answers_are_told_by_likeness(questions):
+    table = answers.likeness_table(questions).splitlines()
+    assert table[0] == "| like a training question | questions | strong | weak |"
+    assert "| 0.9 or more | 10 | 80.0 | 40.0 |" in table
+    assert "| 0 to 0.5 | 11 | 18.2 | 18.2 |" in table
+    assert "| of these not of gsm8k | 10 | 20.0 | 20.0 |" in table
+
+
+def test_two_methods_are_compared_on_the_same_questions(questions):
+    (row,) = answers.pairs_table(questions).splitlines()[2:]
+    p = stats.binomtest(2, 8).pvalue
+    # 4 of 21 more; the variance of a difference of -1, 0 and 1 over 21 questions.
+    error = 100 * ((8 - 16 / 21) ** 0.5) / 21
+    assert row.startswith(f"| strong, weak | 6 | 2 | +19.0 ± {error:.1f} (p = {p:.3f}) |")
+    assert row.endswith("| +0.0 ± 0.0 (p = 1.000) |")
