@@ -18,7 +18,7 @@ def seen(tests: Sequence[Mapping], training: Sequence[Mapping]) -> list[bool]:
 
 
 def told(shares: Mapping[str, float]) -> str:
-    """What is said of the share, in percent, of each task's questions that is among the training rows; empty if none is."""
+    """What is said of the share of each task's questions that is among the training rows, in percent; or nothing."""
     found = ", ".join(f"{name} {share:.0f} %" for name, share in shares.items() if share)
     if not found:
         return ""
