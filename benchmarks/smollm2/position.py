@@ -3,14 +3,15 @@
     python -m benchmarks.smollm2.position --adapters NAME=FOLDER ...   measures those that are not kept yet
     python -m benchmarks.smollm2.position                              writes the document's tables from what is kept
 
-All is measured in float32 on the study's held-out arithmetic problems (those of seed 1, with which its learning rates
-were chosen), the loss on the tokens of the responses. FOLDER is an adapter of `rosa train`, of `rosa compare` or of
-`benchmarks.smollm2.variants`. The base is measured first, if it is not kept.
+All is measured in float32 on the arithmetic problems that the run held out, which depend on its seed, the loss on the
+tokens of the responses. FOLDER is a run of the study's `rosa compare` or of `benchmarks.smollm2.variants`. The base is
+measured on the same problems first, if it is not kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.smollm2.position_tables import BASE, keep, kept, write
-from benchmarks.smollm2.variants import load
+from benchmarks.smollm2.variants import COMMON, VARIANT_NAME, load
 from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.data.rows import load_rows
 from rosa.data.tokens import IGNORED_LABEL, tokenize
@@ -31,7 +32,6 @@ from rosa.training.job_data import split
 
 ROOT = Path(__file__).parents[2]
 MODEL = "runs/smollm2/SmolLM2-135M-Instruct"
-SEED = 1
 SHIFTS = (100, 1000, 4000)
 LONG, LENGTH = 4, 4096  # long rows, and tokens of each
 SHIFTED = 24  # problems whose positions are shifted
@@ -45,10 +45,25 @@ class Problem(NamedTuple):
     labels: list[int]
 
 
-def held_out(model: str) -> list[Problem]:
-    """The problems that the study's runs with SEED have not learnt."""
+def seed_of(folder: Path) -> int:
+    """The seed of an adapter's run, which tells what it has not learnt.
+
+    Raises:
+        ValueError: the folder is no run of the study.
+    """
+    if (folder / VARIANT_NAME).exists():
+        return COMMON["seed"]
+    if not (about := folder / "training.json").exists():
+        raise ValueError(
+            f"{folder} is no run of `rosa compare` or `benchmarks.smollm2.variants`: its seed is not known"
+        )
+    return json.loads(about.read_text(encoding="utf-8"))["seed"]
+
+
+def held_out(model: str, seed: int) -> list[Problem]:
+    """The problems that the study's runs with a seed have not learnt."""
     settings = load_settings(ROOT / "configs" / "smollm2" / "train_arithmetic.yaml")
-    _, rows = split(load_rows(settings["data"]), settings["val_size"], SEED)
+    _, rows = split(load_rows(settings["data"]), settings["val_size"], seed)
     examples = tokenize(rows, load_tokenizer(model), max_length=settings["max_length"])
     return [Problem(example["input_ids"], example["labels"]) for example in examples]
 
@@ -142,18 +157,19 @@ def measure(model: nn.Module, problems: Sequence[Problem]) -> dict[str, Any]:
     }
 
 
-def figures(name: str, folder: Path | None, problems: Sequence[Problem]) -> dict[str, Any]:
-    """What is kept of the base, or of an adapter of it."""
+def figures(name: str, folder: Path | None, seed: int) -> dict[str, Any]:
+    """What is kept of the base, or of an adapter of it, on the problems that runs with a seed hold out."""
     model = load_model(MODEL, dtype="float32")
     if folder is not None:
         model = load(model, folder).float()
     about = {
         "name": name,
         "adapter": folder and "/".join(folder.parts[-2:]),  # method and run
+        "seed": seed,
         "dtype": "float32",
         "versions": {package: version(package) for package in PACKAGES},
     }
-    return about | measure(model, problems)
+    return about | measure(model, held_out(MODEL, seed))
 
 
 def main() -> None:
@@ -164,21 +180,24 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--adapters", nargs="+", default=[], metavar="NAME=FOLDER", help="measure these")
-    adapters = dict(_named(given, parser) for given in parser.parse_args().adapters)
-    known = {model["name"] for model in kept()}
-    wanted = {name: at for name, at in {BASE: None, **adapters}.items() if name not in known}
-    problems = held_out(MODEL) if wanted else []
-    for name, folder in wanted.items():
-        keep(figures(name, folder, problems))
-        print(f"{name} measured", flush=True)
+    adapters = [_named(given, parser) for given in parser.parse_args().adapters]
+    for name, folder, seed in adapters:
+        for wanted, at in ((BASE, None), (name, folder)):
+            if (wanted, seed) not in {(model["name"], model["seed"]) for model in kept()}:
+                keep(figures(wanted, at, seed))
+                print(f"{wanted} measured", flush=True)
     write()
 
 
-def _named(given: str, parser: argparse.ArgumentParser) -> tuple[str, Path]:
+def _named(given: str, parser: argparse.ArgumentParser) -> tuple[str, Path, int]:
+    """Name, folder and seed of an adapter."""
     name, equals, folder = given.rpartition("=")
     if not (name and equals and Path(folder).is_dir()):
         parser.error(f"--adapters takes NAME=FOLDER, an adapter's folder, got {given}")
-    return name, Path(folder)
+    try:
+        return name, Path(folder), seed_of(Path(folder))
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

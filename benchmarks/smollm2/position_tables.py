@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "benchmarks" / "results" / "position" / "figures.jsonl"
 DOCUMENT = ROOT / "docs" / "position.md"
 BASE = "base"
+FAR = 2048
+RUNS = {"short": 1, "long": 2333}  # the seeds of the study's short runs and of its long ones
 BOUNDS = (0, 256, 1024, 2048, 3072, 4096)  # of the positions of a long row, by which its problems are told apart
 
 
@@ -34,15 +36,11 @@ def keep(model: dict[str, Any]) -> None:
 
 
 def parts() -> dict[str, str]:
-    """The document's generated parts by name."""
-    models = kept()
-    base = next(model for model in models if model["name"] == BASE)
-    return {
-        "logits": _logits(models),
-        "loss": _loss(models),
-        "places": _places(models, base),
-        "alone": _alone(models),
-    }
+    """The document's generated parts by name: those of runs with other problems held out are not compared."""
+    tables = {"logits": _logits, "loss": _loss, "places": _places, "alone": _alone}
+    by_run = {run: [model for model in kept() if model["seed"] == seed] for run, seed in RUNS.items()}
+    made = {f"{run}-{name}": table(models) for run, models in by_run.items() for name, table in tables.items()}
+    return {"far": _far(by_run)} | made
 
 
 def write() -> None:
@@ -79,8 +77,9 @@ def _loss(models: Sequence[dict[str, Any]]) -> str:
     return markdown(("", "run", "loss", *shifts), rows)
 
 
-def _places(models: Sequence[dict[str, Any]], base: dict[str, Any]) -> str:
+def _places(models: Sequence[dict[str, Any]]) -> str:
     """Loss in the long row, against the base's there; and that of the same problems alone."""
+    base = next(model for model in models if model["name"] == BASE)
     rows = [(base["name"], *(f"{_mean(b, 'in_row'):.3f} / {_mean(b, 'alone'):.3f}" for b in _buckets(base)))]
     for model in models:
         if model is not base:
@@ -91,10 +90,7 @@ def _places(models: Sequence[dict[str, Any]], base: dict[str, Any]) -> str:
 
 def _alone(models: Sequence[dict[str, Any]]) -> str:
     """What the positions of the long row alone add to the loss of problems that stand alone."""
-    rows = [
-        (model["name"], *(f"{_mean(b, 'alone_there') - _mean(b, 'alone'):+.1e}" for b in _buckets(model)))
-        for model in models
-    ]
+    rows = [(model["name"], *map(_added, _buckets(model))) for model in models]
     return markdown(("", *_headings(models[0])), rows)
 
 
@@ -118,4 +114,28 @@ def _mean(problems: Sequence[dict[str, float]], which: str) -> float:
 def _gain(pairs: Sequence[tuple[dict[str, float], dict[str, float]]], which: str) -> str:
     """The mean difference of problems to the base, and its standard error."""
     differences = [model[which] - base[which] for model, base in pairs]
-    return f"{mean(differences):+.3f} ± {stdev(differences) / math.sqrt(len(differences)):.3f}"
+    return f"{mean(differences):+.3f} ± {_error(differences):.3f}"
+
+
+def _far(by_run: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """What being moved to the positions behind FAR takes from problems of what a model has learnt of them."""
+    rows = []
+    for run, models in by_run.items():
+        base = next(model for model in models if model["name"] == BASE)
+        for model in models:
+            if model is not base:
+                far, of_base = ([p for p in one["places"] if p["at"] >= FAR] for one in (model, base))
+                gained = _mean(of_base, "alone") - _mean(far, "alone")
+                lost = mean(problem["alone_there"] - problem["alone"] for problem in far)
+                rows.append((model["name"], run, f"{gained:.3f}", _added(far), f"{100 * lost / gained:.1f} %"))
+    return markdown(("", "run", "gained", f"lost behind {FAR:,}", "of it"), rows)
+
+
+def _added(problems: Sequence[dict[str, float]]) -> str:
+    """What being moved adds to the loss of problems: the mean, and its standard error."""
+    added = [problem["alone_there"] - problem["alone"] for problem in problems]
+    return f"{mean(added):+.1e} ± {_error(added):.0e}"
+
+
+def _error(values: Sequence[float]) -> float:
+    return stdev(values) / math.sqrt(len(values))

@@ -6,8 +6,8 @@ import torch
 import rosa
 from benchmarks.document import fill
 from benchmarks.smollm2 import position, position_tables
-from benchmarks.smollm2.position import Problem, by_place, long_rows, losses, response_logits, shifted
-from benchmarks.smollm2.variants import AS_IT_IS, ONE_GAIN, VARIANTS, changed
+from benchmarks.smollm2.position import Problem, by_place, long_rows, losses, response_logits, seed_of, shifted
+from benchmarks.smollm2.variants import AS_IT_IS, COMMON, ONE_GAIN, VARIANT_NAME, VARIANTS, changed
 from rosa.adapters.roae import RoAE
 from rosa.data.tokens import IGNORED_LABEL
 from rosa.training.methods import attach
@@ -21,14 +21,24 @@ def test_the_document_has_what_the_figures_give():
     assert text == fill(text, position_tables.parts()), "run `python -m benchmarks.smollm2.position`"
 
 
-def test_every_model_was_measured_alike():
-    kept = position_tables.kept()
+@pytest.mark.parametrize("seed", position_tables.RUNS.values())
+def test_every_model_was_measured_alike(seed):
+    kept = [model for model in position_tables.kept() if model["seed"] == seed]
     assert kept[0]["name"] == position_tables.BASE and kept[0]["adapter"] is None
     for model in kept:
         assert [found["shift"] for found in model["shifts"]] == list(position.SHIFTS)
         assert model["dtype"] == "float32" and model["versions"] == kept[0]["versions"]
         places = [(problem["at"], problem["tokens"]) for problem in model["places"]]
         assert places == [(problem["at"], problem["tokens"]) for problem in kept[0]["places"]]
+
+
+def test_what_an_adapter_has_not_learnt_is_told_by_its_runs_seed(tmp_path):
+    with pytest.raises(ValueError, match=r"is no run of `rosa compare` or .* its seed is not known"):
+        seed_of(tmp_path)
+    (tmp_path / "training.json").write_text('{"seed": 2333}')
+    assert seed_of(tmp_path) == 2333
+    (tmp_path / VARIANT_NAME).touch()
+    assert seed_of(tmp_path) == COMMON["seed"]
 
 
 def problem(prompt: int, response: int) -> Problem:
@@ -133,6 +143,7 @@ def test_the_tables_tell_the_differences_to_the_base():
         return {"name": name, "adapter": None, "shifts": shifts, "places": places}
 
     base, other = model("base", 0.0, 0.0), model("other", -0.001, 0.1)
-    places = position_tables._places([base, other], base)
+    places = position_tables._places([base, other])
     assert "0 to 256 (2)" in places and "| other | -0.100 ± 0.100 / -0.001 ± 0.000 | -0.600 ± 0.300 / " in places
-    assert "| other | +1.0e-01 | +1.0e-01 |" in position_tables._alone([base, other])
+    # Each problem by as much: 1 + 0.1 - (1 - 0.001).
+    assert "| other | +1.0e-01 ± 0e+00 | +1.0e-01 ± 0e+00 |" in position_tables._alone([base, other])
