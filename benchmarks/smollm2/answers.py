@@ -1,9 +1,9 @@
-"""The long runs' answers, question by question: how like the training rows a question is, and pairs of methods.
+"""The answers to word problems, question by question: how like the training rows a question is, and pairs of methods.
 
     python -m benchmarks.smollm2.answers
 
-reads the predictions that `rosa compare` left beside its results, and keeps them as a table of zeros and ones;
-`benchmarks.smollm2.report` makes its tables of that alone.
+reads the predictions that `rosa compare` left beside its results, those of the first seed, and keeps them as tables of
+zeros and ones; `benchmarks.smollm2.report` makes its tables of these alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +26,8 @@ from rosa.comparison.overlap import words
 from rosa.data.rows import load_rows
 from rosa.storage.files import replace_text
 
-FILE = ROOT / "benchmarks" / "results" / "smollm2" / "inspection" / "answers.csv"
+KEPT = ROOT / "benchmarks" / "results" / "smollm2" / "inspection"
+COMPARISONS = ("arithmetic", LONG)
 HARD = "gsm8k"  # which none of the methods learns
 FAR = 0.5
 BANDS = ((0.9, math.inf), (0.7, 0.9), (FAR, 0.7), (0.0, FAR))
@@ -53,7 +55,16 @@ def likeness(asked: Sequence[Mapping], training: Iterable[Mapping]) -> list[floa
         asked, training (iterable of mapping): rows with `instruction` and perhaps `input`.
     """
     known = [_triples(row) for row in training]
-    return [max(_jaccard(_triples(row), triples) for triples in known) for row in asked]
+    having = defaultdict(list)
+    for at, triples in enumerate(known):
+        for triple in triples:
+            having[triple].append(at)
+    found = []
+    for triples in map(_triples, asked):
+        common = Counter(at for triple in triples for at in having.get(triple, ()))
+        shares = (n / (len(triples) + len(known[at]) - n) for at, n in common.items())
+        found.append(max(shares, default=0.0))
+    return found
 
 
 def _triples(row: Mapping) -> set[tuple[str, ...]]:
@@ -61,34 +72,37 @@ def _triples(row: Mapping) -> set[tuple[str, ...]]:
     return set(zip(masked, masked[1:], masked[2:], strict=False)) or {tuple(masked)}
 
 
-def _jaccard(one: set, other: set) -> float:
-    common = len(one & other)
-    return common / (len(one) + len(other) - common)
+def collect(name: str) -> None:
+    """Write the table of answers from the predictions that lie beside a comparison's results.
 
-
-def collect() -> None:
-    """Write the table of answers from the predictions that lie beside the long runs' results."""
-    study = Study(LONG)
-    (model,) = study.comparison.models
-    methods = [name for name, outcomes in study.tested.items() if outcomes and name in study.rates]
-    seed = study.comparison.seeds[0]
-    folders = [study.comparison.cell(model, name, seed, study.rates[name]).folder for name in methods]
-    training = load_rows(study.comparison.cell(model, methods[0], seed).settings["data"])
+    Args:
+        name (str): of COMPARISONS.
+    """
+    study = Study(name)
+    comparison, (model,) = study.comparison, study.comparison.models
+    seed = comparison.seeds[0]
+    methods = [name for name in study.rates if any(outcome["seed"] == seed for outcome in study.tested[name])]
+    folders = [comparison.cell(model, name, seed, study.rates[name]).folder for name in methods]
+    training = load_rows(comparison.cell(model, methods[0], seed).settings["data"])
     lines = ["task,likeness," + ",".join(methods)]
-    for task in study.comparison.tasks.split(","):
+    for task in comparison.tasks.split(","):
         made = [_read(ROOT / folder / "predictions" / f"{task}.jsonl") for folder in folders]
         for like, answers in zip(likeness(made[0], training), zip(*made, strict=True), strict=True):
             lines.append(f"{task},{like:.3f}," + ",".join(str(int(answer["correct"])) for answer in answers))
-    replace_text(FILE, "\n".join(lines) + "\n")
+    replace_text(_file(name), "\n".join(lines) + "\n")
+
+
+def _file(name: str) -> Path:
+    return KEPT / f"answers-{name}.csv"
 
 
 def _read(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def read() -> list[Question]:
-    """The questions and answers that are kept."""
-    with open(FILE, encoding="utf-8", newline="") as file:
+def read(name: str) -> list[Question]:
+    """The questions and answers that are kept of one of COMPARISONS."""
+    with open(_file(name), encoding="utf-8", newline="") as file:
         return [
             Question(row.pop("task"), float(row.pop("likeness")), {name: found == "1" for name, found in row.items()})
             for row in csv.DictReader(file)
@@ -159,4 +173,5 @@ def _difference(questions: Sequence[Question], first: str, second: str) -> str:
 
 
 if __name__ == "__main__":
-    collect()
+    for comparison in COMPARISONS:
+        collect(comparison)

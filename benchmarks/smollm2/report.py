@@ -233,7 +233,6 @@ def read() -> dict[str, Study]:
 
 def parts(studies: dict[str, Study]) -> dict[Path, dict[str, str]]:
     """The documents' generated parts by name."""
-    questions = answers.read()
     made = {
         "run": about(list(studies.values())),
         "energy": energy_table(),
@@ -241,12 +240,12 @@ def parts(studies: dict[str, Study]) -> dict[Path, dict[str, str]]:
         "why": variants.table(),
         "epochs": epochs_table(studies[LONG]),
         "layers": layers_table(studies[LONG]),
-        "likeness": answers.likeness_table(questions),
-        "pairs": answers.pairs_table(questions),
+        "likeness": answers.likeness_table(answers.read(LONG)),
     }
     for task in TASKS:
         for name, table in (("short", short_table), ("rates", rates_table)):
             made[f"{task}-{name}"] = table(studies[task])
+    made |= {f"{name}-pairs": answers.pairs_table(answers.read(name)) for name in answers.COMPARISONS}
     made |= {f"{name}-tested": tested_table(studies[name]) for name in studies}
     return {DOCUMENT: made, README: {"real": readme_table(studies)}}
 

@@ -5,7 +5,7 @@ from scipy import stats
 
 from benchmarks.smollm2 import answers
 from benchmarks.smollm2.answers import Question, likeness
-from benchmarks.smollm2.study import LONG, Study
+from benchmarks.smollm2.study import Study
 
 
 def test_a_question_with_other_numbers_is_alike_and_one_of_other_words_is_not():
@@ -23,12 +23,14 @@ def test_a_question_with_other_numbers_is_alike_and_one_of_other_words_is_not():
     assert likeness(asked, training) == pytest.approx([1.0, 4 / 10, 0.0, 1.0])
 
 
-def test_the_kept_answers_are_those_of_the_results():
-    questions = answers.read()
-    tested = Study(LONG).tested
-    assert set(questions[0].right) == {name for name in tested if tested[name] and name != "base"}
-    for name in questions[0].right:
-        for task, counts in tested[name][0]["tasks"].items():
+@pytest.mark.parametrize("comparison", answers.COMPARISONS)
+def test_the_kept_answers_are_those_of_the_results(comparison):
+    questions, study = answers.read(comparison), Study(comparison)
+    first = study.comparison.seeds[0]
+    tested = {name: o for name in study.rates for o in study.tested[name] if o["seed"] == first}
+    assert set(questions[0].right) == set(tested)
+    for name, outcome in tested.items():
+        for task, counts in outcome["tasks"].items():
             right = [question.right[name] for question in questions if question.task == task]
             assert (sum(right), len(right)) == (counts["correct"], counts["total"])
 
