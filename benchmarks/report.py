@@ -23,8 +23,8 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = {"README.md": ("speed",), "docs/benchmarks.md": ("counted", "gpu")}  # and the parts that each has
 NOT_MEASURED = (
     "**Speed and memory on a GPU: still to be measured.** On a machine with a GPU, `bash benchmarks/gpu.sh OUTDIR` "
-    "runs the\ntests with the compiled kernels and the benchmarks, and `python -m benchmarks.report` puts the tables "
-    "here."
+    "runs the\ntests with the compiled kernels and the benchmarks; with the files that it leaves in "
+    "`benchmarks/results/<GPU>/`,\n`python -m benchmarks.report` puts the tables here."
 )
 
 
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n\n".join(parts.values()))
     for run in runs:
         if run.environment["device"].startswith("cpu") and run is not _counted(runs):
-            print(f"{run.path}: CPU times; they say nothing about a GPU and are in no table")
+            print(f"{run.path}: of a CPU; it says nothing of a GPU's times and is in no table of them")
     return 0
 
 

@@ -42,8 +42,9 @@ SHAPE = dict(
     num_key_value_heads=4, attn_implementation="sdpa",
 )  # fmt: skip
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-# Operators that launch nothing although they are no views of their inputs; and the question for a tensor's device.
-FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "device"}
+# Operators that launch nothing although they are no views of their inputs; `lift_fresh` hands on a tensor that was made
+# of Python's numbers, and `device` is the question for a tensor's.
+FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "device", "lift_fresh"}
 
 
 class Cost(NamedTuple):
@@ -72,10 +73,14 @@ class Launches(TorchDispatchMode):
 
 
 def _is_view(out: object, args: tuple) -> bool:
-    """Whether the operator only gave its first argument another shape."""
-    if not (isinstance(out, Tensor) and args and isinstance(args[0], Tensor)):
+    """Whether the operator only gave its first argument, or parts of it, another shape."""
+    if not (args and isinstance(args[0], Tensor)):
         return False
-    return out is not args[0] and out.untyped_storage()._cdata == args[0].untyped_storage()._cdata
+    storage = args[0].untyped_storage()._cdata
+    found = out if isinstance(out, (list, tuple)) else [out]
+    return bool(found) and all(
+        isinstance(one, Tensor) and one is not args[0] and one.untyped_storage()._cdata == storage for one in found
+    )
 
 
 def forward(layer: nn.Module, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
@@ -152,12 +157,13 @@ def _naive_forward(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, hidden_
     return enhance(q, S), enhance(k, S_K)
 
 
-def peft_lora(model: Qwen2Model, dora: bool = False) -> None:
-    """LoRA of peft, r=16 on all linear layers, in the base's dtype."""
+def peft_lora(model: Qwen2Model, dora: bool = False, dtype: torch.dtype = torch.bfloat16) -> None:
+    """LoRA of peft, r=16 on all linear layers, without dropout; in the base's dtype, where `get_peft_model` would leave
+    it in float32: it launches and keeps less so."""
     config = LoraConfig(r=16, lora_alpha=32, target_modules=LINEARS, use_dora=dora)
     model.requires_grad_(False)
     inject_adapter_in_model(config, model)
-    _cast(model, "lora_", torch.bfloat16)
+    _cast(model, "lora_", dtype)
 
 
 def road(model: Qwen2Model, variant: int) -> None:
@@ -196,7 +202,8 @@ LAYERS: dict[str, Callable[[Qwen2Model], None]] = {
     "RoSA, bfloat16 adapter": lambda model: rosa_fused(model, adapter_dtype="bfloat16"),
     "RoSA, frozen by DLS": rosa_frozen_by_dls,
     "LoRA r=16, all linears (peft)": peft_lora,
-    "DoRA r=16, all linears (peft)": lambda model: peft_lora(model, dora=True),
+    "LoRA r=16, float32 adapter (peft)": functools.partial(peft_lora, dtype=torch.float32),
+    "DoRA r=16, all linears (peft)": functools.partial(peft_lora, dora=True),
     **{f"RoAd_{n}, all linears": functools.partial(road, variant=n) for n in (1, 2, 4)},
     **{f"RoAd_{n}, all linears (peft)": functools.partial(peft_road, variant=n) for n in (1, 2, 4)},
     "RoAd_2, bfloat16 adapter (peft)": functools.partial(peft_road, variant=2, dtype=torch.bfloat16),
