@@ -97,7 +97,7 @@ def _file(name: str) -> Path:
 
 
 def _read(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
 def read(name: str) -> list[Question]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import platform
+import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import version
 from typing import Any
@@ -15,7 +16,7 @@ from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.comparison.inputs import Inputs, check_unchanged
 from rosa.comparison.plan import Cell
 from rosa.data.rows import load_rows
-from rosa.evaluation.evaluate import evaluate
+from rosa.evaluation.evaluate import PREDICTIONS, evaluate
 from rosa.evaluation.loss import response_loss
 from rosa.storage.files import replace_text
 from rosa.storage.locking import alone_in
@@ -99,7 +100,10 @@ def _trained(cell: Cell, inputs: Inputs) -> dict[str, Any]:
     done = _read(cell, TRAINING_NAME, inputs)
     if done is not None:
         return done
-    job, args = parse([*cell.arguments, "--resume" if _goes_on(cell) else "--overwrite"])
+    goes_on = _goes_on(cell)
+    if not goes_on:  # answers of an adapter that is no more
+        shutil.rmtree(cell.folder / PREDICTIONS, ignore_errors=True)
+    job, args = parse([*cell.arguments, "--resume" if goes_on else "--overwrite"])
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer = finetune(job, args)

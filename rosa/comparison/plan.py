@@ -201,7 +201,7 @@ class Comparison:
 
     def is_baseline(self, method: str) -> bool:
         """Whether a method is one that RoSA and RoAd are to beat: one of peft's, without RoSA's layer selection."""
-        options = self.methods[method]
+        options = {**self.train, **self.methods[method]}
         return options.get("method", ROSA) not in OURS and not options.get("dls")
 
 

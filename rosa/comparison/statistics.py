@@ -142,7 +142,7 @@ def _summary(
         name: spread([100 * o["tasks"][name]["correct"] / o["tasks"][name]["total"] for o in tested])
         for name in first["tasks"]
     }
-    on_gpu = first.get("peak_bytes") is not None
+    peaks = [o["peak_bytes"] for o in tested if o.get("peak_bytes") is not None]  # none of what only resumed its end
     rates = [o["tokens_per_second"] for o in tested if o.get("tokens_per_second") is not None]
     shared = sorted(micro.keys() & best.keys()) if best is not None else []
     differences = [micro[seed] - best[seed] for seed in shared]
@@ -154,8 +154,8 @@ def _summary(
         micro=spread(list(micro.values())),
         validation_loss=_spread_of(tested, "validation_loss"),
         forgetting_loss=_spread_of(tested, "forgetting_loss"),
-        tokens_per_second=statistics.fmean(rates) if on_gpu and rates else None,
-        peak_bytes=max(o["peak_bytes"] for o in tested) if on_gpu else None,
+        tokens_per_second=statistics.fmean(rates) if peaks and rates else None,
+        peak_bytes=max(peaks, default=None),
         finished=len(tested),
         diverged=len(outcomes) - len(tested),
         difference=spread(differences) if shared else None,

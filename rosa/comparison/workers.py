@@ -19,12 +19,20 @@ from tqdm import tqdm
 
 
 def workers(jobs: int) -> ProcessPoolExecutor:
-    """A pool of so many processes."""
+    """A pool of so many processes, which share out the GPUs that this one sees, one each."""
     context = multiprocessing.get_context("spawn")
-    numbers = context.SimpleQueue()
+    gpus = context.SimpleQueue()
+    visible = _visible_gpus()
     for number in range(jobs):
-        numbers.put(number)
-    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_settle, initargs=(numbers, jobs))
+        gpus.put(visible[number % len(visible)] if visible else None)
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_settle, initargs=(gpus, jobs))
+
+
+def _visible_gpus() -> list[str]:
+    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
 
 
 def submit(pool: ProcessPoolExecutor, function: Callable, calls: Sequence[tuple]) -> list[Future]:
@@ -40,13 +48,13 @@ def kill(pool: ProcessPoolExecutor) -> None:
         process.kill()
 
 
-def _settle(numbers: SimpleQueue, jobs: int) -> None:
-    """Gives a process its GPU, or its share of the processor's threads."""
+def _settle(gpus: SimpleQueue, jobs: int) -> None:
+    """Gives a process its GPU, the only one that it sees, or its share of the processor's threads."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
     tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed worker leaves behind
-    number = numbers.get()
-    if torch.cuda.is_available():
-        torch.cuda.set_device(number % torch.cuda.device_count())
+    gpu = gpus.get()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is asked for anything in this process
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
     sys.stdin.close()

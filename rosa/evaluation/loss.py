@@ -9,6 +9,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedToke
 
 from rosa.data.tokens import IGNORED_LABEL, tokenize
 from rosa.evaluation.generation import evaluating
+from rosa.training.trainer import count_positions
 
 
 def response_loss(
@@ -31,7 +32,8 @@ def response_loss(
     total, tokens = 0.0, 0
     with evaluating(model), torch.no_grad():
         for start in range(0, len(examples), batch_size):
-            batch = collate(list(examples.select(range(start, min(start + batch_size, len(examples))))))
+            some = examples.select(range(start, min(start + batch_size, len(examples))))
+            batch = count_positions(collate, list(some))
             learnt = int((batch["labels"][:, 1:] != IGNORED_LABEL).sum())
             total += learnt * model(**batch.to(model.device)).loss.item()
             tokens += learnt

@@ -1,4 +1,4 @@
-"""AdaLoRA of peft: what it wants to be told while it trains, and its loss in evaluation."""
+"""AdaLoRA of peft: what it wants to be told while it trains, and what of its loss is its penalty."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class AllocateRanks(TrainerCallback):
             raise ValueError(f"AdaLoRA needs at least {config.tfinal + 2} steps, and the run has {state.max_steps}")
         config.total_step = state.max_steps
         model.base_model.rankallocator.set_total_step(state.max_steps)
+        model.base_model.share = 1 / (args.gradient_accumulation_steps * args.world_size)
 
     def on_optimizer_step(self, args, state, control, model, **kwargs):
         model.base_model.update_and_allocate(state.global_step + 1)
@@ -29,14 +30,28 @@ class AllocateRanks(TrainerCallback):
 
 
 class SparingAdaLora(peft.AdaLoraModel):
-    """AdaLoRA whose penalty on singular vectors is a matter of training alone.
+    """AdaLoRA whose penalty on singular vectors is a matter of training alone, and there of steps.
 
     peft adds it to the loss in evaluation too, where it says nothing of the model and is many times the loss of the
-    answers; an adapter that was loaded to be used fails over it.
+    answers; an adapter that was loaded to be used fails over it. In training it adds all of it to each pass, while
+    Trainer has the losses of a step's passes, on all processes, add up to the step's.
+
+    Attributes:
+        share (float): of the penalty that a pass adds: 1 by the number of passes of a step.
     """
 
+    share = 1.0
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return super().forward(*args, **kwargs) if self.training else self.model(*args, **kwargs)
+        if not self.training:
+            return self.model(*args, **kwargs)
+        config = self.peft_config[self.trainable_adapter_name]
+        weight = config.orth_reg_weight
+        config.orth_reg_weight = weight * self.share
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            config.orth_reg_weight = weight
 
 
 def spare_evaluation(model: peft.PeftModel) -> None:

@@ -61,6 +61,7 @@ def finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTraine
 
 
 def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrainer:
+    _take_one_gpu(args)
     output = Path(args.output_dir)
     checkpoint = starting_point(output, resume=job.resume, overwrite=job.overwrite)
     if checkpoint is not None and not resumes(job.method):
@@ -117,6 +118,13 @@ def _finetune(job: FinetuneArguments, args: TrainingArguments) -> SelectiveTrain
     if trainer.is_world_process_zero():
         print(f"adapter saved in {output}")
     return trainer
+
+
+def _take_one_gpu(args: TrainingArguments) -> None:
+    """Where one process sees several GPUs, Trainer would give each as many rows a step as were asked for in all."""
+    if args.n_gpu > 1:
+        print(f"of {args.n_gpu} GPUs this process takes the first: `torchrun --nproc-per-node {args.n_gpu}` takes all")
+        args._n_gpu = 1
 
 
 def _plan(job: FinetuneArguments, args: TrainingArguments) -> str:

@@ -46,7 +46,8 @@ class SelectiveTrainer(Trainer):
             too; None gives them that of all else.
         response_logits (bool): in training, compute logits at positions whose next token has a label, and at no other.
             Loss and gradients are the same but for rounding. The first step tries it out; where it is not exact, and
-            for batches of more than text, all logits are computed, with a warning. Evaluation always has them all.
+            for batches of more than text, all logits are computed, with a warning. So it is in evaluation for the loss
+            alone, once training has begun.
         made_with (mapping, optional): what JSON can hold, written into every checkpoint as `made_with.json`; on the
             process that saves.
         **kwargs: Trainer's other arguments.

@@ -76,7 +76,7 @@ class RosaTrainer(SelectiveTrainer):
             refuse_overwriting(model, config)
         if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
             raise ValueError("RosaTrainer runs under FSDP2: set fsdp_version to 2 in the configuration of FSDP")
-        self.data_collator = functools.partial(_count_positions, self.data_collator)
+        self.data_collator = functools.partial(count_positions, self.data_collator)
 
     def _check_checkpoint(self, checkpoint: Path) -> None:
         super()._check_checkpoint(checkpoint)
@@ -153,7 +153,7 @@ def _selection(model: nn.Module, dls: Mapping[str, Any] | str | None) -> dict[st
     return None if dls is None else {"score": default_score(config), **dls}
 
 
-def _count_positions(collate: Callable[[list], Any], rows: list) -> Any:
+def count_positions(collate: Callable[[list], Any], rows: list) -> Any:
     """A batch of text with positions counted from each row's first token, where rows are padded on the left.
 
     `generate` counts so, and a model left to itself counts the padding too. RoPE alone does not mind: attention sees

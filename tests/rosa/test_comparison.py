@@ -363,7 +363,11 @@ def test_a_cell_that_died_does_again_only_what_is_not_written_down(files, tmp_pa
     untested, untrained = (tmp_path / "out" / "cells" / "base" / name / "seed-1" for name in ("LoRA", "LN-tuning"))
 
     def state():
-        files = [folder / "adapter_model.safetensors" for folder in (untested, untrained)]
+        files = [
+            folder / name
+            for folder in (untested, untrained)
+            for name in ("adapter_model.safetensors", "predictions/doubles.jsonl")
+        ]
         return [json.loads((untested / "result.json").read_text()), *(file.stat().st_mtime_ns for file in files)]
 
     before = state()
@@ -371,7 +375,8 @@ def test_a_cell_that_died_does_again_only_what_is_not_written_down(files, tmp_pa
         file.unlink()
     main(["compare", "--config", str(config)])
     after = state()
-    assert after[:2] == before[:2] and after[2] > before[2]
+    assert after[:3] == before[:3]
+    assert after[3] > before[3] and after[4] > before[4]  # answers of the adapter that is trained anew
     assert json.loads((untrained / "result.json").read_text())["steps"] == 4
 
 
@@ -608,6 +613,8 @@ def test_diverged_seeds_are_counted_and_not_averaged(comparison, outcomes):
 def test_a_gpus_speed_and_memory_have_columns(comparison, outcomes):
     for found in outcomes:
         found["peak_bytes"], found["tokens_per_second"] = 5 * 10**9, 1234.0
+    # A process that found nothing left to train knows neither.
+    outcomes[0]["peak_bytes"] = outcomes[0]["tokens_per_second"] = outcomes[4]["peak_bytes"] = None
     rows = summarise(comparison, "m", outcomes, ["a", "b"])
     assert "| 1,234 | 5.0 |" in markdown(rows)
     assert next(csv.DictReader(csv_table(rows).splitlines()))["peak_bytes"] == "5000000000"

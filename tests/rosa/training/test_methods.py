@@ -6,12 +6,15 @@ import os
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
+from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config, TrainerState, TrainingArguments
 
 import rosa
 from rosa.cli import main
 from rosa.storage.settings import as_arguments
+from rosa.training.adalora import AllocateRanks
+from rosa.training.finetune import finetune
 from rosa.training.methods import BASELINES, METHODS, attach, load_trained, norm_names, trainable
+from rosa.training.parsing import parse
 from tests.rosa.tiny_qwen2 import save_base, tiny_model
 
 # What fits a model of hidden size 64.
@@ -175,6 +178,29 @@ def test_adaloras_loss_in_evaluation_is_that_of_its_answers(base, tmp_path):
         assert model.train()(ids, labels=ids).loss > plain + 0.1
         model.save_pretrained(tmp_path)
         torch.testing.assert_close(load_trained(load(base), tmp_path).eval()(ids, labels=ids).loss, plain)
+
+
+def test_adaloras_penalty_is_shared_out_over_the_passes_of_a_step(base, tmp_path):
+    ids = torch.arange(12)[None]
+    model = attach(load(base), "adalora", settings=SMALL["adalora"])
+    args = TrainingArguments(str(tmp_path), gradient_accumulation_steps=4, use_cpu=True)
+
+    def penalty():
+        with torch.no_grad():
+            return (model.train()(ids, labels=ids).loss - model.eval()(ids, labels=ids).loss).item()
+
+    whole, weight = penalty(), model.peft_config["default"].orth_reg_weight
+    AllocateRanks().on_train_begin(args, TrainerState(max_steps=6), None, model=model)
+    assert penalty() == pytest.approx(whole / 4, rel=1e-4)
+    assert model.peft_config["default"].orth_reg_weight == weight
+
+
+def test_one_process_trains_on_one_gpu_with_the_rows_that_were_asked_for(base, tmp_path, capsys):
+    job, args = parse(arguments(base, tmp_path, "lora", "--max_steps", "1", "--load_best_model_at_end", "false")[1:])
+    args._n_gpu = 2
+    trainer = finetune(job, args)
+    assert trainer.args.train_batch_size == args.per_device_train_batch_size
+    assert "of 2 GPUs this process takes the first" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

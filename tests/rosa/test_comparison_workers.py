@@ -1,0 +1,32 @@
+"""The processes of a comparison: each sees the GPU that is its own."""
+
+import os
+
+import pytest
+import torch
+
+from rosa.comparison.workers import submit, workers
+
+
+def seen() -> str | None:
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+@pytest.mark.parametrize(("named", "expected"), [(None, {"0", "1"}), ("3,GPU-5,7", {"3", "GPU-5"})])
+def test_each_sees_one_gpu_of_those_that_are_visible(monkeypatch, named, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    with workers(3) as pool:
+        found = {future.result() for future in submit(pool, seen, [()] * 12)}
+    assert found <= expected and found
+    with workers(1) as pool:
+        assert pool.submit(seen).result() == sorted(expected)[0]
+
+
+def test_without_a_gpu_none_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with workers(1) as pool:
+        assert pool.submit(seen).result() is None
