@@ -102,13 +102,15 @@ def tested_table(study: Study) -> str:
 
 
 def rates_table(study: Study) -> str:
-    """The loss of every method at each learning rate after the short run; the chosen one in bold."""
+    """The loss of every method at each learning rate after the short run; the chosen one in bold, and with an asterisk
+    where it is the lowest or the highest that was tried."""
     grid = sorted({rate for by_rate in study.tried.values() for rate in by_rate})
     body = []
     for name, by_rate in study.tried.items():
         cells = [_loss(by_rate[rate]) if rate in by_rate else "" for rate in grid]
         chosen = grid.index(study.rates[name])
-        cells[chosen] = f"**{cells[chosen]}**"
+        edge = study.rates[name] in (min(by_rate), max(by_rate))
+        cells[chosen] = f"**{cells[chosen]}**{' *' if edge else ''}"
         body.append([name, *cells])
     return markdown(("method", *(f"{rate:g}" for rate in grid)), body)
 
