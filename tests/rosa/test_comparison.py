@@ -363,20 +363,23 @@ def test_a_cell_that_died_does_again_only_what_is_not_written_down(files, tmp_pa
     untested, untrained = (tmp_path / "out" / "cells" / "base" / name / "seed-1" for name in ("LoRA", "LN-tuning"))
 
     def state():
-        files = [
-            folder / name
-            for folder in (untested, untrained)
-            for name in ("adapter_model.safetensors", "predictions/doubles.jsonl")
-        ]
+        files = [folder / "adapter_model.safetensors" for folder in (untested, untrained)]
         return [json.loads((untested / "result.json").read_text()), *(file.stat().st_mtime_ns for file in files)]
+
+    def answers(folder):
+        return [json.loads(line) for line in (folder / "predictions" / "doubles.jsonl").read_text().splitlines()]
 
     before = state()
     for file in (untested / "result.json", untrained / "result.json", untrained / "training.json"):
         file.unlink()
+    for folder in (untested, untrained):
+        earlier = [answer | {"prediction": "earlier"} for answer in answers(folder)]
+        (folder / "predictions" / "doubles.jsonl").write_text("".join(json.dumps(line) + "\n" for line in earlier))
     main(["compare", "--config", str(config)])
     after = state()
-    assert after[:3] == before[:3]
-    assert after[3] > before[3] and after[4] > before[4]  # answers of the adapter that is trained anew
+    assert after[:2] == before[:2] and after[2] > before[2]
+    assert {answer["prediction"] for answer in answers(untested)} == {"earlier"}
+    assert "earlier" not in {answer["prediction"] for answer in answers(untrained)}  # of an adapter that is no more
     assert json.loads((untrained / "result.json").read_text())["steps"] == 4
 
 
