@@ -18,11 +18,9 @@ def test_each_sees_one_gpu_of_those_that_are_visible(monkeypatch, named, expecte
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if named is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    with workers(3) as pool:
+    with workers(2) as pool:
         found = {future.result() for future in submit(pool, seen, [()] * 12)}
-    assert found <= expected and found
-    with workers(1) as pool:
-        assert pool.submit(seen).result() == sorted(expected)[0]
+    assert found and found <= expected
 
 
 def test_without_a_gpu_none_is_named(monkeypatch):
