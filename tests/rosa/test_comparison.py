@@ -587,6 +587,12 @@ def test_differences_and_p_are_paired_by_seed_with_the_best_baseline(comparison,
     assert best_baseline({"x": {1: 2.0}, "y": {1: 3.0}, "z": {}}) == "y"
 
 
+def test_what_the_training_options_say_of_a_method_tells_a_baseline(comparison):
+    assert comparison.is_baseline("LoRA") and not comparison.is_baseline("RoSA")
+    assert not replace(comparison, train={"dls": True}).is_baseline("LoRA")
+    assert replace(comparison, train={"method": "lora"}).is_baseline("RoSA")
+
+
 def test_questions_among_the_training_rows_are_found_and_told():
     asked = [{"instruction": text, "input": more} for text, more in (("What  is 2 + 2?", ""), ("A", "b"), ("A", "c"))]
     training = [{"instruction": "what is 2 + 2"}, {"instruction": "a", "input": "B."}]

@@ -48,7 +48,7 @@ def questions():
 def test_answers_are_told_by_likeness(questions):
     table = answers.likeness_table(questions).splitlines()
     assert table[0] == "| like a training question | questions | strong | weak |"
-    assert "| 0.9 or more | 10 | 80.0 | 40.0 |" in table
+    assert "| 0.9 to 1 | 10 | 80.0 | 40.0 |" in table
     assert "| 0 to 0.5 | 11 | 18.2 | 18.2 |" in table
     assert "| of these not of gsm8k | 10 | 20.0 | 20.0 |" in table
 
