@@ -30,7 +30,7 @@ KEPT = ROOT / "benchmarks" / "results" / "smollm2" / "inspection"
 COMPARISONS = ("arithmetic", LONG)
 HARD = "gsm8k"  # which none of the methods learns
 FAR = 0.5
-BANDS = ((0.9, math.inf), (0.7, 0.9), (FAR, 0.7), (0.0, FAR))
+BANDS = ((1.0, math.inf), (0.9, 1.0), (0.7, 0.9), (FAR, 0.7), (0.0, FAR))
 
 
 class Question(NamedTuple):
@@ -112,7 +112,7 @@ def read(name: str) -> list[Question]:
 def likeness_table(questions: Sequence[Question]) -> str:
     """Right answers in percent by the likeness of the question to a training question."""
     groups = {
-        f"{least:g} or more" if most == math.inf else f"{least:g} to {most:g}": [
+        f"{least:g}" if most == math.inf else f"{least:g} to {most:g}": [
             question for question in questions if least <= question.likeness < most
         ]
         for least, most in BANDS
