@@ -143,8 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
         if files is not None:
             sha = _sha(files)
             siblings = [{"rfilename": path} for path in files]
+            self.hub.repositories[name]["branches"][sha] = dict(files)  # before the answer: what follows it asks by sha
             self._json({"id": name, "modelId": name, "sha": sha, "private": False, "tags": [], "siblings": siblings})
-            self.hub.repositories[name]["branches"][sha] = dict(files)
 
     def tree(self, name, revision):
         files = self._files(name, revision)
