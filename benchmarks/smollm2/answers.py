@@ -2,8 +2,8 @@
 
     python -m benchmarks.smollm2.answers
 
-reads the predictions that `rosa compare` left beside its results, those of the first seed, and keeps them as tables of
-zeros and ones; `benchmarks.smollm2.report` makes its tables of these alone.
+reads the predictions that `rosa compare` left beside its results, which are too large to be kept in the repository, and
+keeps them as tables of zeros and ones; `benchmarks.smollm2.report` makes its tables of these alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import re
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -39,12 +40,16 @@ class Question(NamedTuple):
     Attributes:
         task (str): of the test.
         likeness (float): to the training question that is most like it, from 0 to 1; see `likeness`.
-        right (dict): of each method whether it answered rightly.
+        right (dict): of each method by the seed of its run whether that answered rightly.
     """
 
     task: str
     likeness: float
-    right: dict[str, bool]
+    right: dict[str, dict[int, bool]]
+
+    def share(self, method: str) -> float:
+        """Of a method's runs that answered rightly."""
+        return statistics.fmean(self.right[method].values())
 
 
 def likeness(asked: Sequence[Mapping], training: Iterable[Mapping]) -> list[float]:
@@ -80,13 +85,12 @@ def collect(name: str) -> None:
     """
     study = Study(name)
     comparison, (model,) = study.comparison, study.comparison.models
-    seed = comparison.seeds[0]
-    methods = [name for name in study.rates if any(outcome["seed"] == seed for outcome in study.tested[name])]
-    folders = [comparison.cell(model, name, seed, study.rates[name]).folder for name in methods]
-    training = load_rows(comparison.cell(model, methods[0], seed).settings["data"])
-    lines = ["task,likeness," + ",".join(methods)]
+    runs = [(name, outcome["seed"]) for name in study.rates for outcome in study.tested[name]]
+    cells = [comparison.cell(model, name, seed, study.rates[name]) for name, seed in runs]
+    training = load_rows(cells[0].settings["data"])
+    lines = ["task,likeness," + ",".join(f"{name}:{seed}" for name, seed in runs)]
     for task in comparison.tasks.split(","):
-        made = [_read(ROOT / folder / "predictions" / f"{task}.jsonl") for folder in folders]
+        made = [_read(ROOT / cell.folder / "predictions" / f"{task}.jsonl") for cell in cells]
         for like, answers in zip(likeness(made[0], training), zip(*made, strict=True), strict=True):
             lines.append(f"{task},{like:.3f}," + ",".join(str(int(answer["correct"])) for answer in answers))
     replace_text(_file(name), "\n".join(lines) + "\n")
@@ -103,14 +107,19 @@ def _read(file: Path) -> list[dict]:
 def read(name: str) -> list[Question]:
     """The questions and answers that are kept of one of COMPARISONS."""
     with open(_file(name), encoding="utf-8", newline="") as file:
-        return [
-            Question(row.pop("task"), float(row.pop("likeness")), {name: found == "1" for name, found in row.items()})
-            for row in csv.DictReader(file)
-        ]
+        return [_question(row) for row in csv.DictReader(file)]
+
+
+def _question(row: dict[str, str]) -> Question:
+    found = Question(row.pop("task"), float(row.pop("likeness")), {})
+    for run, right in row.items():
+        method, _, seed = run.rpartition(":")
+        found.right.setdefault(method, {})[int(seed)] = right == "1"
+    return found
 
 
 def likeness_table(questions: Sequence[Question]) -> str:
-    """Right answers in percent by the likeness of the question to a training question."""
+    """Right answers in percent by the likeness of the question to a training question, the mean of a method's runs."""
     groups = {
         f"{least:g}" if most == math.inf else f"{least:g} to {most:g}": [
             question for question in questions if least <= question.likeness < most
@@ -128,16 +137,19 @@ def likeness_table(questions: Sequence[Question]) -> str:
 
 
 def pairs_table(questions: Sequence[Question]) -> str:
-    """For each two methods the questions that one alone answered rightly, and what they differ by."""
+    """For each two methods the questions that one answered rightly in more of its runs than the other, and what they
+    differ by."""
     body = []
     for pair in itertools.combinations(_ranked(questions), 2):
-        one, other = _alone(questions, *pair)
+        one, other = _better(questions, *pair)
+        by_seed = ", ".join(f"{100 * found:+.1f}" for found in _by_seed(questions, *pair))
         all_of_them, far = _difference(questions, *pair), _difference(_far(questions), *pair)
-        body.append([", ".join(pair), str(one), str(other), all_of_them, far])
+        body.append([", ".join(pair), str(one), str(other), by_seed, all_of_them, far])
     header = (
         "methods",
-        "the first alone is right",
-        "the second alone",
+        "the first is better",
+        "the second",
+        "points, by seed",
         "difference, points",
         f"below {FAR:g}, without {HARD}",
     )
@@ -153,23 +165,38 @@ def _ranked(questions: Sequence[Question]) -> list[str]:
 
 
 def _share(questions: Sequence[Question], method: str) -> float:
-    return sum(question.right[method] for question in questions) / len(questions)
+    return statistics.fmean(question.share(method) for question in questions)
 
 
-def _alone(questions: Sequence[Question], first: str, second: str) -> tuple[int, int]:
-    """How many questions one of two methods alone answers rightly."""
-    one = sum(question.right[first] and not question.right[second] for question in questions)
-    other = sum(question.right[second] and not question.right[first] for question in questions)
-    return one, other
+def _differences(questions: Sequence[Question], first: str, second: str) -> list[float]:
+    return [question.share(first) - question.share(second) for question in questions]
+
+
+def _better(questions: Sequence[Question], first: str, second: str) -> tuple[int, int]:
+    """How many questions each of two methods answers rightly in more of its runs than the other."""
+    found = _differences(questions, first, second)
+    return sum(difference > 0 for difference in found), sum(difference < 0 for difference in found)
+
+
+def _by_seed(questions: Sequence[Question], first: str, second: str) -> list[float]:
+    """By how much the first is ahead with each of the seeds that both have, as a share of the questions."""
+    one, other = (questions[0].right[name] for name in (first, second))
+    return [
+        statistics.fmean(question.right[first][seed] - question.right[second][seed] for question in questions)
+        for seed in one
+        if seed in other
+    ]
 
 
 def _difference(questions: Sequence[Question], first: str, second: str) -> str:
-    """In percent of the questions, with its standard error and McNemar's exact p, both paired by question."""
-    one, other = _alone(questions, first, second)
-    count = len(questions)
-    error = math.sqrt(one + other - (one - other) ** 2 / count) / count
+    """In percent of the questions, with its standard error and the exact p of a sign test (with one run each, McNemar's),
+    both paired by question."""
+    found = _differences(questions, first, second)
+    error = statistics.pstdev(found) / math.sqrt(len(found))
+    one, other = _better(questions, first, second)
     p = stats.binomtest(one, one + other).pvalue if one + other else 1.0
-    return f"{100 * (one - other) / count:+.1f} ± {100 * error:.1f} (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
+    chance = "< 0.001" if p < 0.001 else f"= {p:.3f}"
+    return f"{100 * statistics.fmean(found):+.1f} ± {100 * error:.1f} (p {chance})"
 
 
 if __name__ == "__main__":

@@ -26,12 +26,11 @@ def test_a_question_with_other_numbers_is_alike_and_one_of_other_words_is_not():
 @pytest.mark.parametrize("comparison", answers.COMPARISONS)
 def test_the_kept_answers_are_those_of_the_results(comparison):
     questions, study = answers.read(comparison), Study(comparison)
-    first = study.comparison.seeds[0]
-    tested = {name: o for name in study.rates for o in study.tested[name] if o["seed"] == first}
-    assert set(questions[0].right) == set(tested)
-    for name, outcome in tested.items():
+    tested = {(name, outcome["seed"]): outcome for name in study.rates for outcome in study.tested[name]}
+    assert {(name, seed) for name, by_seed in questions[0].right.items() for seed in by_seed} == set(tested)
+    for (name, seed), outcome in tested.items():
         for task, counts in outcome["tasks"].items():
-            right = [question.right[name] for question in questions if question.task == task]
+            right = [question.right[name][seed] for question in questions if question.task == task]
             assert (sum(right), len(right)) == (counts["correct"], counts["total"])
 
 
@@ -39,10 +38,10 @@ def test_the_kept_answers_are_those_of_the_results(comparison):
 def questions():
     pairs = [(1, 0)] * 6 + [(0, 1)] * 2 + [(1, 1)] * 4 + [(0, 0)] * 8
     found = [
-        Question("sums", 0.95 if at < 10 else 0.2, {"weak": bool(weak), "strong": bool(strong)})
+        Question("sums", 0.95 if at < 10 else 0.2, {"weak": {1: bool(weak)}, "strong": {1: bool(strong)}})
         for at, (strong, weak) in enumerate(pairs)
     ]
-    return [*found, Question("gsm8k", 0.1, {"weak": False, "strong": False})]
+    return [*found, Question("gsm8k", 0.1, {"weak": {1: False}, "strong": {1: False}})]
 
 
 def test_answers_are_told_by_likeness(questions):
@@ -58,5 +57,17 @@ def test_two_methods_are_compared_on_the_same_questions(questions):
     p = stats.binomtest(2, 8).pvalue
     # 4 of 21 more; the variance of a difference of -1, 0 and 1 over 21 questions.
     error = 100 * ((8 - 16 / 21) ** 0.5) / 21
-    assert row.startswith(f"| strong, weak | 6 | 2 | +19.0 ± {error:.1f} (p = {p:.3f}) |")
+    assert row.startswith(f"| strong, weak | 6 | 2 | +19.0 | +19.0 ± {error:.1f} (p = {p:.3f}) |")
     assert row.endswith("| +0.0 ± 0.0 (p = 1.000) |")
+
+
+def test_runs_of_several_seeds_count_together_and_are_told_apart(questions):
+    # With another seed both are right wherever the strong one was; a seed that one of them alone has makes no difference.
+    for question in questions:
+        right = question.right["strong"][1]
+        question.right["strong"] |= {2: right, 3: right}
+        question.right["weak"] |= {2: right}
+    (row,) = answers.pairs_table(questions).splitlines()[2:]
+    p = stats.binomtest(2, 8).pvalue
+    error = 100 * ((8 / 4 - (4 / 2) ** 2 / 21) ** 0.5) / 21  # differences of half a question
+    assert row.startswith(f"| strong, weak | 6 | 2 | +19.0, +0.0 | +9.5 ± {error:.1f} (p = {p:.3f}) |")
