@@ -189,8 +189,8 @@ def _by_seed(questions: Sequence[Question], first: str, second: str) -> list[flo
 
 
 def _difference(questions: Sequence[Question], first: str, second: str) -> str:
-    """In percent of the questions, with its standard error and the exact p of a sign test (with one run each, McNemar's),
-    both paired by question."""
+    """In percent of the questions, with its standard error and the exact p of a sign test, both paired by question.
+    With one run each that is McNemar's test."""
     found = _differences(questions, first, second)
     error = statistics.pstdev(found) / math.sqrt(len(found))
     one, other = _better(questions, first, second)

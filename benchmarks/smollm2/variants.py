@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
+import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -25,8 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.smollm2.held_out import held_out, losses
 from benchmarks.tables import markdown
 from rosa.adapters import roae_plan
+from rosa.adapters.pretrained import load_model
 from rosa.adapters.roae import RoAE
 from rosa.comparison.cell import OF_THE_MACHINE
 from rosa.comparison.plan import slug
@@ -260,23 +264,34 @@ def run() -> None:
             if read_kept(base, name):
                 continue
             settings = settings_of(base)
-            outcome = train(name, settings, ADAPTERS / slug(base) / slug(name))
+            folder = ADAPTERS / slug(base) / slug(name)
+            outcome = train(name, settings, folder)
+            if "diverged" not in outcome:
+                outcome["row_losses"] = row_losses(folder)
             about = {"base": base, "variant": name, "settings": settings, "versions": {p: version(p) for p in PACKAGES}}
             KEPT.parent.mkdir(parents=True, exist_ok=True)
             replace_text(KEPT, "".join(json.dumps(one) + "\n" for one in (*_kept(), about | outcome)))
             print(f"{base}, {name}: {outcome.get('validation_loss', 'diverged')}", flush=True)
 
 
+def row_losses(folder: Path) -> list[float]:
+    """The loss on each of the held-out rows of the adapter in a folder, in float32."""
+    model = load(load_model(COMMON["model"], dtype="float32"), folder).float().eval()
+    return [round(losses(model, [row])[0], 4) for row in held_out(COMMON["model"], COMMON["seed"])]
+
+
 def table() -> str:
-    """The loss on held-out rows of every variant, by base."""
+    """The loss on held-out rows of every variant, by base, and what it is above that of the first variant, in the mean
+    over rows with the standard error of that, paired by row."""
     rows = []
     for name in VARIANTS:
         outcomes = [read_kept(base, name) for base in BASES]
         if any(outcomes):
             number = next((outcome["trainable"] for outcome in outcomes if "trainable" in outcome), None)
-            rows.append((name, number and f"{number:,}", *map(_loss, outcomes)))
-    heads = (f"{base}, lr {settings['learning_rate']:g}" for base, settings in BASES.items())
-    return markdown(("RoAE alone", "trained parameters", *heads), rows)
+            found = ((_loss(o), _above(o, read_kept(base, AS_IT_IS))) for base, o in zip(BASES, outcomes, strict=True))
+            rows.append((name, number and f"{number:,}", *(cell for pair in found for cell in pair)))
+    heads = ((f"{base}, lr {settings['learning_rate']:g}", f"above {AS_IT_IS!r}") for base, settings in BASES.items())
+    return markdown(("RoAE alone", "trained parameters", *(head for pair in heads for head in pair)), rows)
 
 
 def read_kept(base: str, name: str) -> dict[str, Any]:
@@ -293,6 +308,13 @@ def _loss(outcome: dict[str, Any]) -> str:
     if not outcome:
         return "not run"
     return "diverged" if "diverged" in outcome else f"{outcome['validation_loss']:.3f}"
+
+
+def _above(outcome: dict[str, Any], reference: dict[str, Any]) -> str:
+    if outcome == reference or "row_losses" not in outcome or "row_losses" not in reference:
+        return "-"
+    found = [a - b for a, b in zip(outcome["row_losses"], reference["row_losses"], strict=True)]
+    return f"{statistics.fmean(found):+.4f} ± {statistics.stdev(found) / math.sqrt(len(found)):.4f}"
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ def test_two_methods_are_compared_on_the_same_questions(questions):
 
 
 def test_runs_of_several_seeds_count_together_and_are_told_apart(questions):
-    # With another seed both are right wherever the strong one was; a seed that one of them alone has makes no difference.
+    # With another seed both are right wherever the strong one was. The strong one has a third, which changes nothing.
     for question in questions:
         right = question.right["strong"][1]
         question.right["strong"] |= {2: right, 3: right}

@@ -6,7 +6,8 @@ import torch
 import rosa
 from benchmarks.document import fill
 from benchmarks.smollm2 import position, position_tables
-from benchmarks.smollm2.position import Problem, by_place, long_rows, losses, response_logits, seed_of, shifted
+from benchmarks.smollm2.held_out import Problem, losses, response_logits
+from benchmarks.smollm2.position import by_place, long_rows, seed_of, shifted
 from benchmarks.smollm2.variants import AS_IT_IS, COMMON, ONE_GAIN, VARIANT_NAME, VARIANTS, changed
 from rosa.adapters.roae import RoAE
 from rosa.data.tokens import IGNORED_LABEL
