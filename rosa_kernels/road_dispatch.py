@@ -69,6 +69,7 @@ def road(
     check_angles("x", x, width, "", theta, alpha, index, variant)
     if index is not None:
         check_index(index, "x", x, theta.shape[0])
+        index = index.contiguous()  # as the kernels read it
     if choose_backend(backend, x) == "reference":
         return road_reference(x, theta, alpha, index, variant=variant, group=group, head_dim=head_dim)
     from rosa_kernels.road_triton import road_triton
@@ -124,7 +125,7 @@ def rope_road(
     """
     rotary_dim = check_rotary(q, k, cos, sin, 0.0, rotary_dim)
     options: dict[str, Any] = dict(variant=variant, group=group, head_dim=head_dim)
-    _check_heads(q, k, query, key, index, **options)
+    index = _check_heads(q, k, query, key, index, **options)
     if choose_backend(backend, q) == "reference":
         return rope_road_reference(
             q, k, cos, sin, query, key, index, **options, interleaved=interleaved, rotary_dim=rotary_dim
@@ -169,8 +170,8 @@ def rope_road_fuses(
 
 def _check_heads(
     q: Tensor, k: Tensor, query: Any, key: Any, index: Tensor | None, *, variant: int, group: int, head_dim: int | None
-) -> None:
-    """Raises on angles, scales or an index that do not fit the outputs that q and k are of."""
+) -> Tensor | None:
+    """Raises on angles, scales or an index that do not fit the outputs of q and k; returns the index, dense."""
     adapters = set()
     for name, x, x_name, weights in (("query", q, "q", query), ("key", k, "k", key)):
         if weights is None:
@@ -183,10 +184,11 @@ def _check_heads(
         check_angles(x_name, x, width, f"{name}'s ", theta, alpha, index, variant)
         adapters.add(theta.shape[0])
     if index is None or not adapters:
-        return
+        return index
     if len(adapters) > 1:
         raise ValueError(f"query and key must be tables of as many adapters, got {' and '.join(map(str, adapters))}")
     check_index(index, "q", q, adapters.pop())
+    return index.contiguous()  # as the kernels read it
 
 
 def _block(group: int, head_dim: int | None) -> int:

@@ -337,6 +337,14 @@ def test_double_backward_is_refused_by_name(kernel_device):
         torch.autograd.grad(z.sum(), x, create_graph=True)
 
 
+@pytest.mark.parametrize("strided", [lambda index: index.repeat_interleave(2)[::2], lambda index: index[:1].expand(3)])
+def test_an_index_of_any_stride(kernel_device, strided):
+    x, theta, alpha, index = make_inputs((3, 2, 8), variant=2, adapters=3, device=kernel_device)
+    inputs = x, theta, alpha, strided(index)
+    ours, exact = (run(inputs, variant=2, backend=backend) for backend in ("triton", "reference"))
+    assert max(relative_errors(ours, exact)) < 1e-14
+
+
 @pytest.mark.parametrize("adapters", [None, 2])
 @pytest.mark.parametrize("shape", [(0, 3, 8), (2, 0, 8)], ids=["no sequences", "no tokens"])
 def test_empty(kernel_device, shape, adapters):

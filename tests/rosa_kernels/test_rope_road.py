@@ -350,6 +350,14 @@ def test_double_backward_is_refused_by_name(kernel_device):
         torch.autograd.grad(out.sum(), q, create_graph=True)
 
 
+@pytest.mark.parametrize("group", [2, 4], ids=["one launch", "apart"])
+def test_an_index_of_any_stride(kernel_device, group):
+    *inputs, index = make_inputs(variant=2, batch=3, adapters=3, device=kernel_device)
+    inputs.append(index.repeat_interleave(2)[::2])
+    ours, exact = (run(inputs, variant=2, group=group, backend=backend) for backend in ("triton", "reference"))
+    assert max(relative_errors(ours, exact)) < 1e-13
+
+
 def test_empty_batch(kernel_device):
     q_out, _, _, _, *grads = run(make_inputs(variant=2, batch=0, device=kernel_device), variant=2, backend="triton")
     assert q_out.shape == (0, 3, 5, 8) and not any(g.any() for g in grads)
