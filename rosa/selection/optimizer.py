@@ -60,7 +60,8 @@ class DynamicLayerSelection(torch.optim.Optimizer):
         p_exploit (float): probability of choosing by score, in [0, 1].
         mode (str): "skip" freezes the other layers until the step before the next selection, so that their gradients
             are never computed; "mask" computes every gradient and drops the unwanted ones at once, as in the paper. The
-            parameters take the same course either way, gradient clipping included. Under torch.compile, compile the
+            parameters take the same course either way, gradient clipping included: at a step that selects it sees all
+            layers, and of norms that nobody trains those that are scored. Under torch.compile, compile the
             decoder layers one by one for "skip" (`layer.compile()`): a model compiled as a whole, which is warned of,
             makes another graph at each selection.
         score (str): "norms" ranks layers by the gradients of their norms (Eq. 5); "adapter" by those of all that the
