@@ -161,8 +161,9 @@ class Freezing:
             self.engine = Zero(groups, self.score, self.parameters, self._score_only, elsewhere)
 
     def _drop_gradients_as_they_come(self, watched: set[nn.Parameter]) -> None:
-        """Gradient clipping between backward and step must see the selected layers only, also where others are not
-        frozen. `watched` are seen to already."""
+        """Gradient clipping between backward and step sees the selected layers only, also where others are not frozen.
+        At a step that selects it sees all layers, and of norms that nobody trains those that are scored: which layers
+        are dropped is known in step() alone. `watched` are seen to already."""
         reference = weakref.ref(self)  # the parameters, which keep the hooks, may outlive this object
 
         def drop(layers: set[int], parameter: nn.Parameter) -> None:
