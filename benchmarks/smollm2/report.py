@@ -18,6 +18,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.document import update
@@ -32,9 +33,8 @@ from rosa.selection.log import read_entry
 INSPECTION = ROOT / "benchmarks" / "results" / "smollm2" / "inspection"
 COURSES, LAYERS = ROOT / "docs" / "results_course.png", ROOT / "docs" / "results_layers.png"
 DOCUMENT, README = ROOT / "docs" / "results.md", ROOT / "README.md"
-DRAWN = {  # the lines that are told apart by colour (Okabe and Ito's); the others are grey
-    "RoSA": "#D55E00", "RoAE only, alpha 1": "#E69F00", "LoRA": "#0072B2", "LoRA on q and k": "#56B4E9",
-    "RoAd_2": "#009E73", "LN tuning": "#CC79A7",
+DRAWN = {  # Okabe and Ito's colours
+    "RoSA": "#D55E00", "RoAE only": "#E69F00", "LoRA": "#0072B2", "RoAd_2": "#009E73", "LN tuning": "#CC79A7",
 }  # fmt: skip
 
 
@@ -86,19 +86,18 @@ def tested_table(study: Study) -> str:
     for name in ranked:
         outcomes = tested[name]
         accuracies = [spread([_accuracy(o["tasks"][task]) for o in outcomes]).mean for task in tasks]
-        # Other rows are held out with another seed, so the losses of one seed alone compare.
-        known = [o["validation_loss"] for o in outcomes if o.get("seed") == study.comparison.seeds[0]]
+        known = [_loss(outcome) for outcome in outcomes if name != BASE]
         body.append(
             [
                 name,
                 "-" if name == BASE else str(len(outcomes)),
-                f"{known[0]:.4f}" if known else "-",
+                ", ".join(known) or "-",
                 *(f"{accuracy:.1f}" for accuracy in accuracies),
                 _with_deviation(_micro(outcomes, tasks)),
                 f"{statistics.fmean(o['forgetting_loss'] for o in outcomes):.3f}",
             ]
         )
-    return markdown(("method", "seeds", "loss", *tasks, "micro-average", "loss on the other task"), body)
+    return markdown(("method", "seeds", "loss, by seed", *tasks, "micro-average", "loss on the other task"), body)
 
 
 def rates_table(study: Study) -> str:
@@ -149,7 +148,7 @@ def epochs_table(study: Study) -> str:
     """Of the long runs, the loss on held-out rows at the end of each epoch, and where it was lowest."""
     runs = {name: outcomes[0] for name, outcomes in study.tested.items() if outcomes and name != BASE}
     body = []
-    for name in sorted(runs, key=lambda name: losses(runs[name])[runs[name]["steps"]]):
+    for name in sorted(runs, key=lambda name: _loss_at_end(runs[name])):
         outcome = runs[name]
         course, steps = losses(outcome), outcome["steps"]
         lowest = min(course, key=course.__getitem__)
@@ -181,24 +180,41 @@ def layers_table(study: Study) -> str:
     return markdown((f"of the {len(by_score)} selections by score, out of {len(found)}", "chose the layers"), body)
 
 
-def draw_courses(studies: dict[str, Study], path: Path = COURSES) -> None:
-    """Loss on held-out rows against steps, without the base's: the short runs at their chosen rates, and those that
-    were tested."""
-    figure = Figure(figsize=(4.5 * len(studies), 4.2), layout="constrained")
-    panels = figure.subplots(1, len(studies), squeeze=False)[0]
-    for axes, (comparison, study) in zip(panels, studies.items(), strict=True):
-        for name in study.rates:
-            if outcome := study.longest(name):
-                points = [(step, loss) for step, loss in losses(outcome).items() if step > 0]
-                style = {"color": DRAWN[name], "label": name} if name in DRAWN else {"color": "#c9cdd2", "linewidth": 1}
-                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, **style)
-        axes.set_title("arithmetic, three epochs" if comparison == LONG else comparison, loc="left", fontsize=11)
-        axes.set_xlabel("steps of 4 rows")
+def draw_courses(short: Study, long: Study, path: Path = COURSES) -> None:
+    """Loss on held-out rows: after 50 and 100 steps of every method at its chosen rate; and against steps, of the runs
+    that were tested, those of the first seed."""
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    panels = figure.subplot_mosaic([["short", "tested"], ["short", "epochs"]])
+    ranked = list(reversed(_ranked(short)))
+    for row, name in enumerate(ranked):
+        course = losses(short.short(name))
+        points, colour = [course[50], course[100]], DRAWN.get(name, "#5f6b76")
+        panels["short"].plot(points, [row, row], color=colour, linewidth=1)
+        panels["short"].scatter(points, [row, row], s=36, facecolors=["white", colour], edgecolors=colour, zorder=2)
+    panels["short"].set_yticks(range(len(ranked)), ranked)
+    panels["short"].set_title("after 50 steps (hollow) and 100 steps (filled)", loc="left", fontsize=11)
+    panels["short"].set_xlabel("loss on held-out rows")
+    for panel, title, study in (("tested", "300 steps", short), ("epochs", "three epochs", long)):
+        _draw_tested(panels[panel], study)
+        panels[panel].set_title(title, loc="left", fontsize=11)
+    for axes in panels.values():
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("loss on held-out rows")
-    most = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
-    most.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
+
+
+def _draw_tested(axes: Axes, study: Study) -> None:
+    runs = {name: outcomes[0] for name, outcomes in study.tested.items() if outcomes and name != BASE}
+    for name in sorted(runs, key=lambda name: -_loss_at_end(runs[name])):
+        points = [(step, loss) for step, loss in losses(runs[name]).items() if step > 0]
+        axes.plot(*zip(*points, strict=True), color=DRAWN[name], label=name, marker="o", markersize=3)
+    axes.set_xlabel("steps of 4 rows")
+    axes.set_ylabel("loss on held-out rows")
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _loss_at_end(outcome: Outcome) -> float:
+    return losses(outcome)[outcome["steps"]]
 
 
 def draw_layers(study: Study, path: Path = LAYERS) -> None:
@@ -257,7 +273,7 @@ def main() -> None:
     studies = read()
     for file, made in parts(studies).items():
         update(file, made)
-    draw_courses(studies)
+    draw_courses(studies["arithmetic"], studies[LONG])
     draw_layers(studies[LONG])
 
 

@@ -66,10 +66,6 @@ class Study:
         """The short run of a method at the rate that it has chosen."""
         return self.tried[method][self.rates[method]]
 
-    def longest(self, method: str) -> Outcome | None:
-        """A method's first run that was tested, or else the short one."""
-        return self.tested[method][0] if self.tested[method] else self.tried.get(method, {}).get(self.rates[method])
-
     @property
     def outcomes(self) -> list[Outcome]:
         """All of them."""
