@@ -36,7 +36,7 @@ def road_reference(
         theta.to(compute), alpha.to(compute), x.shape[-1], variant=variant, group=group, head_dim=head_dim
     )
     if index is not None:
-        first, second = (t[index].reshape(len(index), *(1,) * (x.dim() - 2), -1) for t in (first, second))
+        first, second = (t[index].reshape(len(index), *(1,) * (x.dim() - 2), x.shape[-1]) for t in (first, second))
     h = x.to(compute)
     z = first * h + second * rotate(h, group, head_dim)  # Eq. 4
     return torch.empty_like(x).copy_(z)

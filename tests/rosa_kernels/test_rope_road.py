@@ -358,8 +358,11 @@ def test_an_index_of_any_stride(kernel_device, group):
     assert max(relative_errors(ours, exact)) < 1e-13
 
 
-def test_empty_batch(kernel_device):
-    q_out, _, _, _, *grads = run(make_inputs(variant=2, batch=0, device=kernel_device), variant=2, backend="triton")
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("adapters", [None, 2])
+def test_empty_batch(kernel_device, adapters, backend):
+    inputs = make_inputs(variant=2, batch=0, adapters=adapters, device=kernel_device)
+    q_out, _, _, _, *grads = run(inputs, variant=2, backend=backend)
     assert q_out.shape == (0, 3, 5, 8) and not any(g.any() for g in grads)
 
 
