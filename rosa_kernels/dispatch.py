@@ -57,7 +57,7 @@ def roae(
     Raises:
         TypeError: an argument is no tensor, or its dtype does not fit.
         ValueError: a shape, device or number does not fit, cos or sin require gradients, or an unknown backend.
-        RuntimeError: the Triton backend cannot run on these tensors' device; double backward through it.
+        RuntimeError: the Triton backend cannot run on these tensors' device; double backward or forward mode on it.
 
     The Triton backend runs one GEMM (H W_down) and one launch, where a program can hold its tiles
     (`roae_triton.fits_one_launch`): 16-bit inputs, ranks up to 256, and at most 8,192 numbers in a head's tile of a
@@ -122,7 +122,7 @@ def rope_roae(
     Raises:
         TypeError: an argument is no tensor, or its dtype does not fit.
         ValueError: a shape, device or number does not fit, cos or sin require gradients, or an unknown backend.
-        RuntimeError: the Triton backend cannot run on these tensors' device; double backward through it.
+        RuntimeError: the Triton backend cannot run on these tensors' device; double backward or forward mode on it.
     """
     rotary_dim = check_rotary(q, k, cos, sin, alpha, rotary_dim)
     check_signals(q, k, signal, key_signal, rotary_dim)

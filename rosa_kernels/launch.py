@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from rosa_kernels.heads import Heads, Rotary
 from rosa_kernels.kept import run_launch
@@ -121,4 +122,15 @@ def refuse_double_backward(op: str) -> None:
         raise RuntimeError(
             f"{op}'s Triton backend has no double backward, and this backward was asked for a graph "
             "(create_graph=True); use backend='reference' (or ROSA_BACKEND=reference), which has one"
+        )
+
+
+def refuse_forward_mode(op: str, *arguments: Any) -> None:
+    """Raises RuntimeError where one of an op's tensors has a tangent, which the kernels would drop without a word."""
+    if forward_ad._current_level < 0:  # no level is entered: all that this costs, as a rule
+        return
+    if any(isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in arguments):
+        raise RuntimeError(
+            f"{op}'s Triton backend has no forward mode of differentiation, and one of its tensors has a tangent; use "
+            "backend='reference' (or ROSA_BACKEND=reference), which has one"
         )

@@ -57,7 +57,7 @@ def road(
     Raises:
         TypeError: an argument is no tensor, or its dtype does not fit.
         ValueError: a shape, device or number does not fit, or an unknown backend.
-        RuntimeError: the Triton backend cannot run on x's device; double backward through it.
+        RuntimeError: the Triton backend cannot run on x's device; double backward or forward mode on it.
 
     The gradient flows to x, theta and alpha; only those that ask for it are computed. Variant 1 finds alpha's gradient
     from its output and divides it by alpha: where a scale is exactly 0 its gradient is given as 0. On a GPU angles are
@@ -119,7 +119,7 @@ def rope_road(
     Raises:
         TypeError: an argument is no tensor, or its dtype does not fit.
         ValueError: a shape, device or number does not fit, cos or sin require gradients, or an unknown backend.
-        RuntimeError: the Triton backend cannot run on these tensors' device; double backward through it.
+        RuntimeError: the Triton backend cannot run on these tensors' device; double backward or forward mode on it.
 
     Gradients as of `road`, whose notes on variant 1 and on angles hold here too.
     """

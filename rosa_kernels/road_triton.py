@@ -19,6 +19,7 @@ from rosa_kernels.launch import (
     heads_argument,
     next_power_of_2,
     refuse_double_backward,
+    refuse_forward_mode,
     register,
 )
 from rosa_kernels.road_kernels import road_backward_kernel, road_forward_kernel, road_reduce_kernel
@@ -217,6 +218,7 @@ def road_triton(
 ) -> Tensor:  # fmt: skip
     """`rosa_kernels.road` on the Triton backend, its arguments checked; `head_dim` as `forward_launch` takes it."""
     arguments = (x, theta, alpha, index, variant, group, head_dim)
+    refuse_forward_mode("road", x, theta, alpha)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, theta, alpha)):
         return _Road.apply(*arguments)
     if inplace and x.is_contiguous() and not torch.compiler.is_compiling():

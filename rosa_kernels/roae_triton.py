@@ -22,6 +22,7 @@ from rosa_kernels.launch import (
     heads_argument,
     next_power_of_2,
     refuse_double_backward,
+    refuse_forward_mode,
     register,
     rotary_argument,
 )
@@ -347,6 +348,7 @@ def roae_triton(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`rosa_kernels.roae` in one launch, its arguments checked, H in q's dtype, cos and sin with one column a pair."""
     weights = (down, up, gqa_down, gqa_up)
+    refuse_forward_mode("roae", q, k, cos, sin, hidden_states, *weights)
     if torch.is_grad_enabled():
         return _RoAE.apply(q, k, cos, sin, hidden_states, *weights, alpha, interleaved)
     latent, *weights = _project_down(hidden_states, *weights)

@@ -17,6 +17,7 @@ from rosa_kernels.launch import (
     heads_argument,
     next_power_of_2,
     refuse_double_backward,
+    refuse_forward_mode,
     register,
     rotary_argument,
 )
@@ -159,6 +160,7 @@ def rope_road_triton(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`rosa_kernels.rope_road` in one launch, its arguments checked, cos and sin with one column a pair."""
     arguments = (q, k, cos, sin, index, *weights, variant, neighbours, interleaved)
+    refuse_forward_mode("rope_road", *arguments)
     if torch.is_grad_enabled():
         return _RopeRoad.apply(*arguments)
     return torch.ops.rosa.rope_road_forward(*arguments)

@@ -19,6 +19,7 @@ from rosa_kernels.launch import (
     heads_argument,
     next_power_of_2,
     refuse_double_backward,
+    refuse_forward_mode,
     register,
     rotary_argument,
     rows,
@@ -156,6 +157,7 @@ def rope_roae_triton(
     alpha: float, interleaved: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`rosa_kernels.rope_roae` on the Triton backend, its arguments checked, cos and sin with one column a pair."""
+    refuse_forward_mode("rope_roae", q, k, cos, sin, signal, key_signal)
     if torch.is_grad_enabled():
         return _RopeRoae.apply(q, k, cos, sin, signal, key_signal, alpha, interleaved)
     return torch.ops.rosa.rope_roae_forward(q, k, cos, sin, signal, key_signal, alpha, interleaved, False)[:2]

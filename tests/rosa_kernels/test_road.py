@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rosa_kernels import road, road_triton
@@ -335,6 +336,17 @@ def test_double_backward_is_refused_by_name(kernel_device):
     z = road(x.requires_grad_(), theta, alpha, variant=2, backend="triton")
     with pytest.raises(RuntimeError, match=r"road's Triton.*no double backward.*backend='reference'"):
         torch.autograd.grad(z.sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("leaf", [0, 1, 2], ids=["x", "theta", "alpha"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_forward_mode_is_refused_not_dropped(kernel_device, leaf, grad):
+    *inputs, _ = make_inputs((2, 3, 8), variant=2, device=kernel_device)
+    with torch.set_grad_enabled(grad), forward_ad.dual_level():
+        assert road(*inputs, variant=2, backend="triton").isfinite().all()  # nothing has a tangent
+        inputs[leaf] = forward_ad.make_dual(inputs[leaf], torch.ones_like(inputs[leaf]))
+        with pytest.raises(RuntimeError, match=r"road's Triton.*no forward mode.*backend='reference'"):
+            road(*inputs, variant=2, inplace=True, backend="triton")
 
 
 @pytest.mark.parametrize("strided", [lambda index: index.repeat_interleave(2)[::2], lambda index: index[:1].expand(3)])

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rosa_kernels import roae, roae_triton
@@ -437,12 +438,14 @@ def test_empty_batch(kernel_device):
     assert results["q_out"].shape == (0, 4, 5, 16) and not results["down"].any()
 
 
-def test_forward_mode_is_refused_not_dropped(kernel_device):
+@pytest.mark.parametrize("leaf", ["q", "hidden_states", "gqa_up"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_forward_mode_is_refused_not_dropped(kernel_device, leaf, grad):
     inputs = make_inputs(device=kernel_device)
-    with torch.autograd.forward_ad.dual_level():
-        q = torch.autograd.forward_ad.make_dual(inputs["q"], torch.ones_like(inputs["q"]))
-        with pytest.raises(RuntimeError, match="forward"):
-            roae(**inputs | dict(q=q), backend="triton")
+    with torch.set_grad_enabled(grad), forward_ad.dual_level():
+        inputs[leaf] = forward_ad.make_dual(inputs[leaf], torch.ones_like(inputs[leaf]))
+        with pytest.raises(RuntimeError, match=r"roae's Triton.*no forward mode.*backend='reference'"):
+            roae(**inputs, backend="triton")
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rosa_kernels import road, road_triton, rope_road, rope_road_fuses, rope_roae_reference
@@ -348,6 +349,16 @@ def test_double_backward_is_refused_by_name(kernel_device):
     out = rope_road(q.requires_grad_(), k, cos, sin, query, key, variant=1, rotary_dim=8, backend="triton")[0]
     with pytest.raises(RuntimeError, match=r"rope_road's Triton.*no double backward.*backend='reference'"):
         torch.autograd.grad(out.sum(), q, create_graph=True)
+
+
+@pytest.mark.parametrize("group", [2, 4], ids=["one launch", "apart"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_forward_mode_is_refused_not_dropped(kernel_device, grad, group):
+    q, k, cos, sin, query, key, _ = make_inputs(variant=2, device=kernel_device)
+    with torch.set_grad_enabled(grad), forward_ad.dual_level():
+        theta = forward_ad.make_dual(key[0], torch.ones_like(key[0]))
+        with pytest.raises(RuntimeError, match=r"road's Triton.*no forward mode.*backend='reference'"):
+            rope_road(q, k, cos, sin, query, (theta, key[1]), variant=2, group=group, rotary_dim=8, backend="triton")
 
 
 @pytest.mark.parametrize("group", [2, 4], ids=["one launch", "apart"])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rosa_kernels
@@ -360,6 +361,15 @@ def test_double_backward_is_refused_by_name(kernel_device):
     out = rope_roae(q, k, cos, sin, signal, key_signal, backend="triton")[0]
     with pytest.raises(RuntimeError, match=r"no double backward.*backend='reference'"):
         torch.autograd.grad(out.sum(), q, create_graph=True)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_forward_mode_is_refused_not_dropped(kernel_device, grad):
+    *inputs, key_signal = make_inputs(device=kernel_device)
+    with torch.set_grad_enabled(grad), forward_ad.dual_level():
+        inputs.append(forward_ad.make_dual(key_signal, torch.ones_like(key_signal)))
+        with pytest.raises(RuntimeError, match=r"rope_roae's Triton.*no forward mode.*backend='reference'"):
+            rope_roae(*inputs, backend="triton")
 
 
 def test_empty_batch(kernel_device):
