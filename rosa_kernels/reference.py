@@ -5,6 +5,8 @@ Symbols: b batch, l sequence, h heads, R rotary size of a head, n low-frequency 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -70,8 +72,9 @@ def signals(
     Products are in H's dtype, whatever autocast prefers. Weights with a dimension more, `[batch, outputs, inputs]`, are
     those of each sequence.
     """
-    dtype = hidden_states.dtype
-    with torch.autocast(hidden_states.device.type, enabled=False):
+    dtype, device_type = hidden_states.dtype, hidden_states.device.type
+    autocasts = torch.amp.is_autocast_available(device_type)  # the meta device does not
+    with torch.autocast(device_type, enabled=False) if autocasts else nullcontext():
         U = _product(_product(hidden_states, down.to(dtype)), up.to(dtype))  # Eq. 2, S = SiLU(U)
         if gqa_down is None or gqa_up is None:
             return U, None

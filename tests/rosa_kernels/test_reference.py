@@ -6,7 +6,7 @@ from transformers.models.cohere.modeling_cohere import apply_rotary_pos_emb as c
 from transformers.models.glm.modeling_glm import apply_rotary_pos_emb as glm_rope
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as llama_rope
 
-from rosa_kernels import rope_roae_reference
+from rosa_kernels import roae, rope_roae_reference
 
 
 def heads(dtype=torch.float32):
@@ -63,3 +63,10 @@ def test_has_a_double_backward():
     assert torch.autograd.gradgradcheck(
         lambda s, ks: rope_roae_reference(q, k, cos, sin, s, ks, rotary_dim=4), (signal, key_signal)
     )
+
+
+def test_roae_tells_its_shapes_on_the_meta_device():
+    sizes = dict(q=(2, 4, 5, 16), k=(2, 2, 5, 16), cos=(1, 5, 16), sin=(1, 5, 16), hidden_states=(2, 5, 12))
+    weights = dict(down=(6, 12), up=(16, 6), gqa_down=(6, 16), gqa_up=(8, 6))
+    outputs = roae(**{name: torch.empty(size, device="meta") for name, size in (sizes | weights).items()})
+    assert [(x.shape, x.device.type) for x in outputs] == [((2, 4, 5, 16), "meta"), ((2, 2, 5, 16), "meta")]
