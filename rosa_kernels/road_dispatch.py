@@ -108,7 +108,8 @@ def rope_road(
             pairs neighbours in the half layout, whose gradients it finds from its outputs.
         query, key (tuple of two tensors, optional): theta and alpha as `road` takes them, for the whole output of the
             projection, of width heads * head_size. None leaves q, or k, to RoPE alone.
-        index (Tensor, optional): as `road` takes it; query and key are tables then, with as many rows each.
+        index (Tensor, optional): as `road` takes it; query and key are tables then, with as many rows each. Where both
+            are None it is not looked at.
         variant, group, head_dim: as `road` takes them.
         interleaved, rotary_dim, backend: as `rope_roae` takes them.
 
@@ -171,7 +172,8 @@ def rope_road_fuses(
 def _check_heads(
     q: Tensor, k: Tensor, query: Any, key: Any, index: Tensor | None, *, variant: int, group: int, head_dim: int | None
 ) -> Tensor | None:
-    """Raises on angles, scales or an index that do not fit the outputs of q and k; returns the index, dense."""
+    """Raises on angles, scales or an index that do not fit the outputs of q and k; returns the index,
+    dense, or None where there is nothing to index."""
     adapters = set()
     for name, x, x_name, weights in (("query", q, "q", query), ("key", k, "k", key)):
         if weights is None:
@@ -184,7 +186,7 @@ def _check_heads(
         check_angles(x_name, x, width, f"{name}'s ", theta, alpha, index, variant)
         adapters.add(theta.shape[0])
     if index is None or not adapters:
-        return index
+        return None
     if len(adapters) > 1:
         raise ValueError(f"query and key must be tables of as many adapters, got {' and '.join(map(str, adapters))}")
     check_index(index, "q", q, adapters.pop())

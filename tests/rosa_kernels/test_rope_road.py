@@ -361,6 +361,16 @@ def test_forward_mode_is_refused_not_dropped(kernel_device, grad, group):
             rope_road(q, k, cos, sin, query, (theta, key[1]), variant=2, group=group, rotary_dim=8, backend="triton")
 
 
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_an_index_that_nothing_reads_is_ignored(kernel_device, backend):
+    q, k, cos, sin, *_ = make_inputs(variant=2, device=kernel_device)
+    plain, indexed = (
+        rope_road(q, k, cos, sin, None, None, index, variant=2, rotary_dim=8, backend=backend)
+        for index in (None, torch.zeros(3, device="meta"))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(plain, indexed, strict=True))
+
+
 @pytest.mark.parametrize("group", [2, 4], ids=["one launch", "apart"])
 def test_an_index_of_any_stride(kernel_device, group):
     *inputs, index = make_inputs(variant=2, batch=3, adapters=3, device=kernel_device)
