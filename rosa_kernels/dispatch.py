@@ -149,7 +149,7 @@ def _interpreter() -> bool:
 def choose_backend(backend: str | None, q: Tensor) -> str:
     """The backend that an op on `q` takes, as the public ops document it."""
     backend = backend or os.environ.get("ROSA_BACKEND")
-    if backend is None:
+    if not backend:  # nor is there one in a variable that is set to nothing
         return "triton" if q.is_cuda and "triton" in available_backends() else "reference"
     if backend not in BACKENDS:
         raise ValueError(f"backend (or ROSA_BACKEND) must be one of {', '.join(BACKENDS)}, got {backend!r}")

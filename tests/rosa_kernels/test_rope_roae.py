@@ -428,6 +428,8 @@ def test_backend_is_chosen_by_argument_then_environment_then_device(monkeypatch,
     with pytest.raises(ValueError, match=r"ROSA_BACKEND.*triton, reference.*'nonsense'"):
         rope_roae(*inputs)
     assert torch.equal(rope_roae(*inputs, backend="reference")[0], rope_roae_reference(*inputs)[0])
+    monkeypatch.setenv("ROSA_BACKEND", "")
+    assert torch.equal(rope_roae(*inputs)[0], rope_roae_reference(*inputs)[0])
     monkeypatch.delenv("ROSA_BACKEND")
     assert torch.equal(rope_roae(*inputs)[0], rope_roae_reference(*inputs)[0])
     assert rosa_kernels.available_backends() == ("triton", "reference")
