@@ -33,7 +33,10 @@ def check_rotary(q, k, cos, sin, alpha, rotary_dim) -> int:
     if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > head_dim:
         raise ValueError(f"the rotary size must be even and from 2 to head_dim={head_dim}, got {rotary_dim}")
     if cos.dim() != 3 or cos.shape[0] not in (1, batch) or cos.shape[1] != seq:
-        raise ValueError(f"cos must be [1 or {batch}, {seq}, {rotary_dim}], got {list(cos.shape)}")
+        raise ValueError(
+            f"cos must be [1 or {batch}, {seq}, {rotary_dim}], or {rotary_dim // 2} wide with rotary_dim given, "
+            f"got {list(cos.shape)}"
+        )
     if sin.shape != cos.shape:
         raise ValueError(f"sin must have cos's shape {list(cos.shape)}, got {list(sin.shape)}")
     if width not in (rotary_dim, rotary_dim // 2):
@@ -45,14 +48,17 @@ def check_signals(q, k, signal, key_signal, rotary_dim) -> None:
     """Raises on a signal of `rope_roae` that does not fit q and k."""
     check_tensors(q=q, signal=signal, **({} if key_signal is None else {"key_signal": key_signal}))
     (batch, heads, seq, _), key_heads = q.shape, k.shape[1]
-    d_low = low_size(heads, signal, key_heads, key_signal) if signal.dim() else 0
-    if d_low < 2 or d_low % 2 or d_low > rotary_dim or signal.shape != (batch, seq, heads * d_low):
-        raise ValueError(
-            f"signal must be [{batch}, {seq}, {heads} heads * d_low] with d_low even and from 2 to {rotary_dim}, "
-            f"got {list(signal.shape)}"
-        )
     if key_signal is None and key_heads != heads:
         raise ValueError(f"key_signal is needed where key heads ({key_heads}) differ from query heads ({heads})")
+    if not heads and signal.shape != (batch, seq, 0):
+        raise ValueError(f"signal must be [{batch}, {seq}, 0] as there are no query heads, got {list(signal.shape)}")
+    d_low = low_size(heads, signal, key_heads, key_signal) if signal.dim() else 0
+    name, given, count = ("signal", signal, heads) if heads else ("key_signal", key_signal, key_heads)
+    if d_low < 2 or d_low % 2 or d_low > rotary_dim or given.shape != (batch, seq, count * d_low):
+        raise ValueError(
+            f"{name} must be [{batch}, {seq}, {count} heads * d_low] with d_low even and from 2 to {rotary_dim}, "
+            f"got {list(given.shape)}"
+        )
     if key_signal is not None and key_signal.shape != (batch, seq, key_heads * d_low):
         raise ValueError(
             f"key_signal must be [{batch}, {seq}, {key_heads * d_low}] ({key_heads} key heads * d_low {d_low}), "

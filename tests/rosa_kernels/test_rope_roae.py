@@ -468,6 +468,26 @@ BAD_INPUTS = {
     "signal wider than the rotary part": (dict(signal=zeros(2, 5, 72)), ValueError, "d_low even and from 2 to 16"),
     "no key signal": (dict(key_signal=None), ValueError, r"needed where key heads \(2\) differ from query heads \(4\)"),
     "key signal of another width": (dict(key_signal=zeros(2, 5, 4)), ValueError, r"key_signal must be \[2, 5, 8\]"),
+    "no key signal of keys alone": (
+        dict(q=zeros(2, 0, 5, 16), signal=zeros(2, 5, 0), key_signal=None),
+        ValueError,
+        r"key_signal is needed where key heads \(2\) differ from query heads \(0\)",
+    ),
+    "odd key signal of keys alone": (
+        dict(q=zeros(2, 0, 5, 16), signal=zeros(2, 5, 0), key_signal=zeros(2, 5, 6)),
+        ValueError,
+        r"key_signal must be \[2, 5, 2 heads \* d_low\] with d_low even and from 2 to 16, got \[2, 5, 6\]",
+    ),
+    "a signal of no queries": (
+        dict(q=zeros(2, 0, 5, 16)),
+        ValueError,
+        r"signal must be \[2, 5, 0\] as there are no query heads, got \[2, 5, 16\]",
+    ),
+    "half a cos of another length": (
+        dict(cos=zeros(1, 6, 8), rotary_dim=16),
+        ValueError,
+        r"cos must be \[1 or 2, 5, 16\], or 8 wide with rotary_dim given, got \[1, 6, 8\]",
+    ),
     "alpha not finite": (dict(alpha=float("nan")), ValueError, "alpha must be finite, got nan"),
     "unknown backend": (dict(backend="cuda"), ValueError, "must be one of triton, reference, got 'cuda'"),
 }
