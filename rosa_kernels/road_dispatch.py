@@ -114,8 +114,9 @@ def rope_road(
         interleaved, rotary_dim, backend: as `rope_roae` takes them.
 
     Returns:
-        q_out, k_out with the shapes and dtypes of q and k, and where these are dense their memory layouts. Computed in
-        float32 (float64 for float64 inputs) and, in one launch, rounded once.
+        q_out, k_out with the shapes and dtypes of q and k, and where these are dense their memory layouts; but what
+        the Triton backend turns in a launch before the rotation comes as `[batch, seq, heads, head_size]` in memory.
+        Computed in float32 (float64 for float64 inputs) and, in one launch, rounded once.
 
     Raises:
         TypeError: an argument is no tensor, or its dtype does not fit.
