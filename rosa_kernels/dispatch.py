@@ -60,8 +60,9 @@ def roae(
         RuntimeError: the Triton backend cannot run on these tensors' device; double backward or forward mode on it.
 
     The Triton backend runs one GEMM (H W_down) and one launch, where a program can hold its tiles
-    (`roae_triton.fits_one_launch`): 16-bit inputs, ranks up to 256, and at most 8,192 numbers in a head's tile of a
-    weight (rank 128 at 64 low-frequency pairs). Otherwise the signals come from GEMMs and go to `rope_roae`.
+    (`roae_triton.fits_one_launch`): 16-bit inputs, ranks up to 256, and at most 16,384 numbers in a head's tile of a
+    weight (rank 128 at 64 low-frequency pairs; both count rounded up to a power of 2, and as 16 at least). Otherwise
+    the signals come from GEMMs and go to `rope_roae`.
     """
     weights = (down, up, gqa_down, gqa_up)
     rotary_dim = check_rotary(q, k, cos, sin, alpha, rotary_dim)

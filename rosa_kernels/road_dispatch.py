@@ -46,8 +46,8 @@ def road(
             head size is RoPE's half layout.
         head_dim (int, optional): with it each head of so many outputs begins with one group, and the rest of the head
             pairs as neighbours (partial rotary).
-        inplace (bool): x may be overwritten. It is, and is returned, where it is dense, no graph is made (gradients are
-            disabled, or nothing requires one) and nothing compiles, on the Triton backend.
+        inplace (bool): x may be overwritten. It is, and is returned, where it is contiguous, no graph is made
+            (gradients are disabled, or nothing requires one) and nothing compiles, on the Triton backend.
         backend (str, optional): "triton" or "reference"; None takes the environment variable ROSA_BACKEND, and without
             it "triton" on a GPU and "reference" elsewhere.
 
