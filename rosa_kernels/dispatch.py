@@ -39,8 +39,9 @@ def roae(
     own low-frequency pairs and no others, on every backend.
 
     Args:
-        q (Tensor): queries `[batch, heads, seq, head_dim]`; float16, bfloat16, float32 or float64; any strides.
-        k (Tensor): keys `[batch, key_heads, seq, head_dim]`, of q's dtype and device; any strides.
+        q (Tensor): queries `[batch, heads, seq, head_dim]`; float16, bfloat16, float32 or float64; any strides
+            that leave the elements of one head less than 2^31 elements apart.
+        k (Tensor): keys `[batch, key_heads, seq, head_dim]`, of q's dtype and device; any strides, as q.
         cos, sin (Tensor): as `rope_roae` takes them.
         hidden_states (Tensor): H, the attention's input, `[batch, seq, hidden_size]`.
         down (Tensor): W_down, `[rank, hidden_size]`. The weights are laid out as in `nn.Linear` (outputs by inputs), of
@@ -100,9 +101,10 @@ def rope_roae(
     spoils its own low-frequency pairs and no others, on every backend.
 
     Args:
-        q (Tensor): queries `[batch, heads, seq, head_dim]`; float16, bfloat16, float32 or float64; any strides.
-        k (Tensor): keys `[batch, key_heads, seq, head_dim]`, of q's dtype and device; any strides. Either of q and k
-            may have no heads, its signal no columns, for models that rotate the two apart.
+        q (Tensor): queries `[batch, heads, seq, head_dim]`; float16, bfloat16, float32 or float64; any strides
+            that leave the elements of one head less than 2^31 elements apart.
+        k (Tensor): keys `[batch, key_heads, seq, head_dim]`, of q's dtype and device; any strides, as q. Either of q
+            and k may have no heads, its signal no columns, for models that rotate the two apart.
         cos, sin (Tensor): `[1 or batch, seq, rotary]` as Hugging Face gives them, of any floating dtype. The two
             elements of a pair share one value, read at the first of them. With `rotary_dim` given they may also be
             half as wide, one value a pair.

@@ -34,7 +34,7 @@ def road(
 
     Args:
         x (Tensor): outputs `[..., width]`, with an index `[batch, ..., width]`; float16, bfloat16, float32 or float64;
-            any strides.
+            any strides that leave the elements of one row less than 2^31 elements apart.
         theta, alpha (Tensor): angles in radians and scales, `[numbers]`, of any floating dtype; numbers is width / 2
             for variant 1 (one for a pair), width for variant 2 (one for a row) and 2 * width for variant 4 (those of
             the cosine terms by row, then those of the sine terms). With an index, tables `[adapters, numbers]`.
@@ -101,9 +101,10 @@ def rope_road(
     for the others, and only for the gradients of angles and scales. The inputs are never changed.
 
     Args:
-        q (Tensor): queries `[batch, heads, seq, head_size]`; float16, bfloat16, float32 or float64; any strides.
-        k (Tensor): keys `[batch, key_heads, seq, head_size]`, of q's dtype and device; any strides. Either of q and k
-            may have no heads.
+        q (Tensor): queries `[batch, heads, seq, head_size]`; float16, bfloat16, float32 or float64; any strides
+            that leave the elements of one head less than 2^31 elements apart.
+        k (Tensor): keys `[batch, key_heads, seq, head_size]`, of q's dtype and device; any strides, as q. Either of q
+            and k may have no heads.
         cos, sin (Tensor): as `rope_roae` takes them. cos^2 + sin^2 need not be 1; it must not be 0 where variant 1
             pairs neighbours in the half layout, whose gradients it finds from its outputs.
         query, key (tuple of two tensors, optional): theta and alpha as `road` takes them, for the whole output of the
