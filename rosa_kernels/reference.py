@@ -30,7 +30,7 @@ def rope_roae_reference(
 
     It computes in float32 (float64 for float64 queries), as the kernels do, and rounds once, to the inputs' dtype.
     """
-    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
+    compute = compute_dtype(q.dtype)
     rotary_dim = cos.shape[-1] if rotary_dim is None else rotary_dim
     cos, sin = (half_width(t, rotary_dim, interleaved).to(compute).unsqueeze(1) for t in (cos, sin))
 
@@ -83,6 +83,11 @@ def signals(
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight) if weight.dim() == 2 else torch.bmm(x, weight.mT)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What every backend computes in, for inputs of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def half_width(t: Tensor, rotary_dim: int, interleaved: bool) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rosa_kernels.reference import rope_roae_reference
+from rosa_kernels.reference import compute_dtype, rope_roae_reference
 
 NUMBERS = {1: 0.5, 2: 1, 4: 2}  # of theta, and of alpha, an output
 
@@ -31,7 +31,7 @@ def road_reference(
 
     It computes in float32 (float64 for float64 inputs), as the kernels do, and rounds once, to x's dtype.
     """
-    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    compute = compute_dtype(x.dtype)
     first, second = coefficients(
         theta.to(compute), alpha.to(compute), x.shape[-1], variant=variant, group=group, head_dim=head_dim
     )
@@ -61,7 +61,7 @@ def rope_road_reference(
 
     It computes in float32 (float64 for float64 inputs), as the kernels do, and rounds once, to the inputs' dtype.
     """
-    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
+    compute = compute_dtype(q.dtype)
     options: dict[str, Any] = dict(variant=variant, group=group, head_dim=head_dim)
     adapted_q, adapted_k = (
         x.to(compute) if weights is None else _of_heads(x.to(compute), *weights, index, **options)

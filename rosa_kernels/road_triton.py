@@ -22,6 +22,7 @@ from rosa_kernels.launch import (
     refuse_forward_mode,
     register,
 )
+from rosa_kernels.reference import compute_dtype
 from rosa_kernels.road_kernels import road_backward_kernel, road_forward_kernel, road_reduce_kernel
 
 NUM_WARPS = 4
@@ -101,7 +102,7 @@ def columns_of_sums(theta: Tensor | None, variant: int) -> int:
 def empty_sums(like: Tensor, rows: int, columns: int) -> Tensor:
     """Room for partial sums, in the dtype that is computed in. Each row of sums is two rows of the tensor: a size that
     may be 1 would have torch.compile make a graph for that case."""
-    return like.new_empty(2 * rows, columns, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
+    return like.new_empty(2 * rows, columns, dtype=compute_dtype(like.dtype))
 
 
 def divide_tokens(batch: int, seq: int, index: Tensor | None, block_t: int, others: int) -> tuple[dict[str, Any], int]:

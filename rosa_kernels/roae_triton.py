@@ -26,6 +26,7 @@ from rosa_kernels.launch import (
     register,
     rotary_argument,
 )
+from rosa_kernels.reference import compute_dtype
 from rosa_kernels.roae_backward_kernels import roae_backward_kernel, roae_backward_keys_kernel
 from rosa_kernels.roae_forward_kernel import roae_forward_kernel
 from rosa_kernels.roae_tiles import Shape
@@ -73,7 +74,7 @@ def forward_launch(
     key_parts = _key_parts(blocks, up.shape[0]) if grouped else 0
     shared = isinstance(key_parts, int) and key_parts > 1  # not asked of symbolic sizes: they want the outputs alone
     part = shape.BLOCK_T * shape.BLOCK_R
-    partials = q.new_empty(blocks * key_parts * part if shared else 0, dtype=_compute(q.dtype))
+    partials = q.new_empty(blocks * key_parts * part if shared else 0, dtype=compute_dtype(q.dtype))
     arrived = q.new_zeros(blocks, dtype=torch.int32) if shared else q.new_empty(0, dtype=torch.int32)
     heads_per_program = _heads_per_program(blocks, q.shape[1])
     arguments = dict(
@@ -160,7 +161,7 @@ def _shape(q: Tensor, k: Tensor, rotary: Rotary, latent: Tensor, columns: int, i
         RANK=latent.shape[1], INTERLEAVED=interleaved, ROTARY_STEP=rotary.cos.stride(1),
         BLOCK_T=MIN_DOT, BLOCK_HIGH=block_high, BLOCK_LOW=block_low, BLOCK_REST=block_rest,
         BLOCK_R=max(MIN_DOT, next_power_of_2(latent.shape[1])), BLOCK_S=BLOCK_S, HEAD_STAGES=HEAD_STAGES,
-        COMPUTE=getattr(tl, str(_compute(q.dtype)).removeprefix("torch.")), DOT=_dot_dtype(latent),
+        COMPUTE=getattr(tl, str(compute_dtype(q.dtype)).removeprefix("torch.")), DOT=_dot_dtype(latent),
     )  # fmt: skip
     if _held(shape) <= PAIRS_OF_32_TOKENS:
         shape = shape._replace(BLOCK_T=32 * NUM_WARPS // 4)
@@ -183,10 +184,6 @@ def _common(q: Tensor, rotary: Rotary, alpha: float) -> dict[str, Any]:
     """The arguments that all kernels share."""
     batch, _, seq, _ = q.shape
     return dict(rotary=rotary, alpha=alpha, tokens=batch * seq, seq=seq, cos_rows=rotary.cos.shape[0])
-
-
-def _compute(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _dot_dtype(latent: Tensor) -> tl.dtype:
