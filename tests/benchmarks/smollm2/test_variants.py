@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import rosa
-from benchmarks.smollm2 import variants
+from benchmarks.smollm2 import held_out, variants
 from benchmarks.smollm2.variants import AS_IT_IS, BASES, ONE_GAIN, VARIANTS, RandomUp, Variant, changed, load, train
 from rosa.adapters.pretrained import load_model
 from rosa.adapters.roae import RoAE
+from rosa.data.tokens import IGNORED_LABEL
 from rosa.storage.settings import as_arguments
 from rosa.training.finetune import finetune
 from rosa.training.parsing import parse
@@ -108,6 +109,27 @@ def test_w_gqa_begins_as_the_mean_of_a_group():
     module = next(m for m in adapted(VARIANTS["W_GQA begins as the mean of a group"]).modules() if isinstance(m, RoAE))
     S, S_K = module.signals(torch.randn(1, 3, 64))
     assert torch.allclose(S_K.unflatten(-1, (2, -1)), S.unflatten(-1, (2, 2, -1)).mean(-2), atol=1e-6)
+
+
+def test_row_losses_are_those_of_the_variants_adapter(settings, trained, monkeypatch):
+    rows = [
+        held_out.Problem([5, 6, 7, 8], [IGNORED_LABEL, IGNORED_LABEL, 7, 8]),
+        held_out.Problem([3, 9, 5], [IGNORED_LABEL, 9, 5]),
+    ]
+    monkeypatch.setattr(variants, "held_out", lambda model, seed: rows)
+    monkeypatch.setitem(variants.COMMON, "model", settings["model"])
+    _, folder = trained[ONE_GAIN]
+    model = load(load_model(settings["model"]), folder)
+    own = [model(input_ids=torch.tensor([r.ids]), labels=torch.tensor([r.labels])).loss.item() for r in rows]
+    assert variants.row_losses(folder) == pytest.approx(own, abs=1e-4)
+
+
+def test_a_variant_is_compared_with_the_first_row_by_row():
+    first, second = {"row_losses": [1.0, 2.0, 3.0]}, {"row_losses": [1.5, 2.0, 4.0]}
+    # Differences of 0.5, 0 and 1: their deviation is 0.5, and the error of the mean 0.5 over the root of 3.
+    assert variants._above(second, first) == "+0.5000 ± 0.2887"
+    for outcome, reference in ((first, first), ({"diverged": ""}, first), (first, {})):
+        assert variants._above(outcome, reference) == "-"
 
 
 def test_what_is_kept_was_made_with_the_settings_of_now():
