@@ -33,7 +33,8 @@ from rosa.selection.log import read_entry
 INSPECTION = ROOT / "benchmarks" / "results" / "smollm2" / "inspection"
 COURSES, LAYERS = ROOT / "docs" / "results_course.png", ROOT / "docs" / "results_layers.png"
 DOCUMENT, README = ROOT / "docs" / "results.md", ROOT / "README.md"
-DRAWN = {  # Okabe and Ito's colours
+OTHERS = "#5f6b76"
+COLOURS = {  # Okabe and Ito's
     "RoSA": "#D55E00", "RoAE only": "#E69F00", "LoRA": "#0072B2", "RoAd_2": "#009E73", "LN tuning": "#CC79A7",
 }  # fmt: skip
 
@@ -180,15 +181,16 @@ def layers_table(study: Study) -> str:
     return markdown((f"of the {len(by_score)} selections by score, out of {len(found)}", "chose the layers"), body)
 
 
-def draw_courses(short: Study, long: Study, path: Path = COURSES) -> None:
+def courses(short: Study, long: Study) -> Figure:
     """Loss on held-out rows: after 50 and 100 steps of every method at its chosen rate; and against steps, of the runs
     that were tested, those of the first seed."""
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     panels = figure.subplot_mosaic([["short", "tested"], ["short", "epochs"]])
     ranked = list(reversed(_ranked(short)))
     for row, name in enumerate(ranked):
-        course = losses(short.short(name))
-        points, colour = [course[50], course[100]], DRAWN.get(name, "#5f6b76")
+        course, colour = losses(short.short(name)), COLOURS.get(name, OTHERS)
+        # A run that diverged has no loss there, and no dot.
+        points = [course.get(step, math.nan) for step in (50, 100)]
         panels["short"].plot(points, [row, row], color=colour, linewidth=1)
         panels["short"].scatter(points, [row, row], s=36, facecolors=["white", colour], edgecolors=colour, zorder=2)
     panels["short"].set_yticks(range(len(ranked)), ranked)
@@ -200,14 +202,14 @@ def draw_courses(short: Study, long: Study, path: Path = COURSES) -> None:
     for axes in panels.values():
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def _draw_tested(axes: Axes, study: Study) -> None:
     runs = {name: outcomes[0] for name, outcomes in study.tested.items() if outcomes and name != BASE}
     for name in sorted(runs, key=lambda name: -_loss_at_end(runs[name])):
         points = [(step, loss) for step, loss in losses(runs[name]).items() if step > 0]
-        axes.plot(*zip(*points, strict=True), color=DRAWN[name], label=name, marker="o", markersize=3)
+        axes.plot(*zip(*points, strict=True), color=COLOURS.get(name, OTHERS), label=name, marker="o", markersize=3)
     axes.set_xlabel("steps of 4 rows")
     axes.set_ylabel("loss on held-out rows")
     axes.legend(frameon=False, fontsize=9)
@@ -273,7 +275,7 @@ def main() -> None:
     studies = read()
     for file, made in parts(studies).items():
         update(file, made)
-    draw_courses(studies["arithmetic"], studies[LONG])
+    courses(studies["arithmetic"], studies[LONG]).savefig(COURSES, dpi=150)
     draw_layers(studies[LONG])
 
 

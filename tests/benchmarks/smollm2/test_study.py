@@ -95,3 +95,15 @@ def test_the_documents_have_what_the_outcomes_give():
     for file, made in report.parts(STUDIES).items():
         text = file.read_text(encoding="utf-8")
         assert text == fill(text, made), "run `python -m benchmarks.smollm2.report`"
+
+
+def test_the_picture_names_every_method_and_shows_its_losses():
+    study, long = STUDIES["arithmetic"], STUDIES[LONG]
+    short, tested, epochs = report.courses(study, long).axes
+    names = [label.get_text() for label in short.get_yticklabels()]
+    assert set(names) == set(study.tried)
+    for name, line in zip(names, short.lines, strict=True):
+        assert line.get_xdata()[-1] == study.short(name)["validation_loss"]
+    for panel, shown in ((tested, study), (epochs, long)):
+        found = {name for name in shown.comparison.methods if shown.tested.get(name)}
+        assert {line.get_label() for line in panel.lines} == found
