@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
@@ -30,6 +33,7 @@ SMOLLM2 = LlamaConfig(
 STEPS, BEFORE = 100, 50  # of a run, and of these the last at which all runs are measured before the rate falls
 LAYERS = SMOLLM2.num_hidden_layers
 TERA = 1e12
+TARGETS = {"arithmetic": 0.53, "commonsense": 0.16}  # losses that nearly every rule comes to, by task
 COLORS = {
     "all": "#000000", "paper": "#c8553d", "by_cost": "#1d6a96", "upper": "#e0a458", "block_by_cost": "#5b8c5a",
     "relative": "#b08ea2", "block": "#9e9e9e",
@@ -65,6 +69,15 @@ class Run(NamedTuple):
     def at(self, step: int) -> dict | None:
         """The evaluation after so many steps."""
         return next((evaluation for evaluation in self.evaluations if evaluation["step"] == step), None)
+
+    def flops_to(self, loss: float) -> float | None:
+        """The operations until the loss first fell to this one, on the line between the evaluations before and after;
+        None of a run that did not come to it, and of one that was there at its first evaluation."""
+        for before, after in itertools.pairwise(self.evaluations):
+            if before["loss"] > loss >= after["loss"]:
+                share = (before["loss"] - loss) / (before["loss"] - after["loss"])
+                return before["flops"] + share * (after["flops"] - before["flops"])
+        return None
 
 
 def steps_of(rule: str) -> int:
@@ -131,7 +144,7 @@ def table(groups: Sequence[Sequence[Run]]) -> str:
     """What each rule came to: before the rate falls, and at its end."""
     head = (
         "task, seed", "rule", "lowest layer, mean", f"loss after {BEFORE} steps", "TFLOP", "steps in all",
-        "loss at the end", "TFLOP", "of all layers'",
+        "loss at the end", "TFLOP", "of all layers'", "TFLOP until a loss of",
     )  # fmt: skip
     return markdown(head, [_line(run, group) for group in groups for run in group])
 
@@ -141,7 +154,12 @@ def _line(run: Run, group: Sequence[Run]) -> tuple:
     share = f"{run.end['flops'] / whole['flops']:.0%}" if run.end and whole else None
     lowest = None if run.lowest is None else f"{run.lowest:.1f}"
     ends = (*_outcome(run.at(BEFORE)), steps_of(run.rule), *_outcome(run.end))
-    return (f"{run.task}, {run.seed}", RULES[run.rule].title, lowest, *ends, share)
+    return (f"{run.task}, {run.seed}", RULES[run.rule].title, lowest, *ends, share, _until(run, TARGETS[run.task]))
+
+
+def _until(run: Run, loss: float) -> str:
+    flops = run.flops_to(loss)
+    return f"{loss}: " + ("-" if flops is None else f"{flops / TERA:.1f}")
 
 
 def _outcome(evaluation: dict | None) -> tuple[str | None, str | None]:
@@ -150,22 +168,27 @@ def _outcome(evaluation: dict | None) -> tuple[str | None, str | None]:
 
 
 def draw(groups: Sequence[Sequence[Run]], path: Path) -> None:
-    """Held-out loss against operations, a panel a task and seed: dots where a run ends, past the fall of its rate."""
-    figure = Figure(figsize=(5.2 * len(groups) + 0.6, 4.6), layout="constrained")
+    """Held-out loss against operations, a panel a task and seed, those of a task on one scale: dots where a run ends,
+    past the fall of its rate."""
+    figure = Figure(figsize=(5.2 * len(groups) + 0.6, 5.4), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    shown: dict[str, Artist] = {}
+    first: dict[str, Axes] = {}  # of each task
     for panel, group in zip(panels, groups, strict=True):
         for run in group:
             points = [(e["flops"] / TERA, e["loss"]) for e in run.evaluations]
             short = run.rule.removesuffix("_longer")
             style = {"color": COLORS[short], "linestyle": "-" if short == run.rule else "--"}
-            panel.plot(*zip(*points, strict=True), linewidth=1.2, label=RULES[run.rule].title, **style)
+            (line,) = panel.plot(*zip(*points, strict=True), linewidth=1.2, **style)
+            shown.setdefault(RULES[run.rule].title, line)
             if run.end:
                 panel.plot(*points[-1], "o", color=COLORS[short], markersize=7)
         panel.set_title(f"{group[0].task}, seed {group[0].seed}", fontsize=10)
         panel.set_xlabel("TFLOP of training")
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False, fontsize=9)
+        panel.sharey(first.setdefault(group[0].task, panel))
     panels[0].set_ylabel("held-out loss")
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     figure.savefig(path, dpi=DPI)
 
 

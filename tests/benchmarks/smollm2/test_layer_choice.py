@@ -172,8 +172,23 @@ def test_a_table_tells_the_ends_apart_from_what_comes_before_the_rate_falls(tmp_
         run("block", (50, 4, 0.85), (75, 6, 0.6)),
     ]
     _, _, every, upper, unfinished = layer_report.table([group]).splitlines()
-    assert every.split("|")[4:-1] == [" 0.9000 ", " 4.0 ", " 100 ", " 0.7000 ", " 8.0 ", " 100% "]
-    assert upper.split("|")[3:-1] == [" 15.0 ", " 0.8000 ", " 3.0 ", " 133 ", " 0.6500 ", " 7.0 ", " 88% "]
-    assert unfinished.split("|")[4:-1] == [" 0.8500 ", " 4.0 ", " 100 ", "  ", "  ", "  "]
+    assert every.split("|")[4:-1] == [" 0.9000 ", " 4.0 ", " 100 ", " 0.7000 ", " 8.0 ", " 100% ", " 0.53: - "]
+    assert upper.split("|")[3:-1] == [" 15.0 ", " 0.8000 ", " 3.0 ", " 133 ", " 0.6500 ", " 7.0 ", " 88% ", " 0.53: - "]
+    assert unfinished.split("|")[4:-1] == [" 0.8500 ", " 4.0 ", " 100 ", "  ", "  ", "  ", " 0.53: - "]
     layer_report.draw([group, group], tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("losses", "operations"),
+    [
+        ((0.9, 0.7, 0.4), 25.0),  # half way from 0.7 to 0.4 is 0.55
+        ((0.9, 0.5, 0.6, 0.4), 18.75),  # the first time
+        ((0.9, 0.55), 20.0),
+        ((0.9, 0.6), None),
+        ((0.5, 0.4), None),  # before anything was measured
+    ],
+)
+def test_operations_until_a_loss_lie_on_the_line_between_two_evaluations(losses, operations):
+    run = Run("arithmetic", "all", 1, [{"step": n, "flops": 10.0 * n, "loss": y} for n, y in enumerate(losses, 1)], [])
+    assert run.flops_to(0.55) == (operations and pytest.approx(operations))
