@@ -35,7 +35,7 @@ COURSES, LAYERS = ROOT / "docs" / "results_course.png", ROOT / "docs" / "results
 DOCUMENT, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 OTHERS = "#5f6b76"
 COLOURS = {  # Okabe and Ito's
-    "RoSA": "#D55E00", "RoAE only": "#E69F00", "LoRA": "#0072B2", "RoAd_2": "#009E73", "LN tuning": "#CC79A7",
+    "RoSA": "#0072B2", "RoAE only": "#E69F00", "LoRA": "#D55E00", "RoAd_2": "#009E73", "LN tuning": "#CC79A7",
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rosa.inspection.figures import draw_selections
 from rosa.selection.algorithm import Selection
 
-LINE_COLOURS = {"RoSA": "#1f5fa8", "LoRA": "#d9822b"}
+LINE_COLOURS = {"RoSA": "#0072B2", "LoRA": "#D55E00"}
 SMOOTHING = 10
 
 

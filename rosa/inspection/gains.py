@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
@@ -161,15 +162,16 @@ def gains_table(layers: Sequence[LayerGains]) -> str:
 
 
 def draw_gains(layers: Sequence[LayerGains], path: Path) -> None:
-    """The gains by layer and by pair, queries above keys. The line is the mean over tokens, heads and parts, the dark
-    band reaches over the means of heads and parts, the light one from the least gain of any token to the greatest.
+    """The gains by layer, by pair and by head, queries above keys. The line is the mean over tokens, heads and parts,
+    the dark band reaches over the means of heads and parts, the light one from the least gain of any token to the
+    greatest. Of each head it is drawn how far the mean gains of its pairs are from 1.
 
     Args:
         layers (sequence of LayerGains): what `measure_gains` returns.
         path (Path): the PNG to write; the numbers stand beside it.
     """
-    figure = Figure(figsize=(8, 5.6), layout="constrained")
-    panels = figure.subplots(2, 2, sharey="row", squeeze=False)
+    figure = Figure(figsize=(12, 5.6), layout="constrained")
+    panels = figure.subplots(2, 3)
     for row, states in zip(panels, STATES, strict=True):
         having = [one for one in layers if states in one.mean]
         row[0].set_ylabel(f"gain of {states}")
@@ -181,9 +183,13 @@ def draw_gains(layers: Sequence[LayerGains], path: Path) -> None:
         )  # [layers, heads and parts, pairs]
         _draw_band(row[0], [one.layer for one in having], mean, least, greatest, (1, 2), COLOURS[states])
         _draw_band(row[1], range(mean.shape[-1]), mean, least, greatest, (0, 1), COLOURS[states])
+        row[1].sharey(row[0])
+        _draw_heads(figure, row[2], having, states)
     panels[0, 0].set_title("By layer", **TITLE)
     panels[0, 1].set_title("By enhanced pair, low to lowest frequency", **TITLE)
-    panels[1, 0].set_xlabel("decoder layer")
+    panels[0, 2].set_title("By head: mean |gain - 1| of its pairs", **TITLE)
+    for place in (0, 2):
+        panels[1, place].set_xlabel("decoder layer")
     panels[1, 1].set_xlabel("enhanced pair (lowest frequency on the right)")
     header = ("layer", "states", "head", "part", "pair", "mean", "deviation", "least", "greatest")
     save(figure, path, header, _rows(layers))
@@ -196,6 +202,15 @@ def _draw_band(axes, places, mean: Tensor, least: Tensor, greatest: Tensor, over
     axes.plot(places, mean.mean(over), color=colour, linewidth=1.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
+
+
+def _draw_heads(figure: Figure, axes: Axes, layers: Sequence[LayerGains], states: str) -> None:
+    distances = torch.stack([(one.mean[states] - 1).abs().mean((1, 2)) for one in layers], dim=1)  # [heads, layers]
+    centres = ([one.layer for one in layers], range(len(distances)))
+    figure.colorbar(axes.pcolormesh(*centres, distances.tolist(), cmap="Greys", vmin=0), ax=axes)
+    axes.set_ylabel(f"head of {states}")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _rows(layers: Sequence[LayerGains]) -> Iterator[tuple]:
