@@ -13,6 +13,7 @@ from rosa.comparison.tables import csv_table, latex, markdown
 from rosa.evaluation.tasks import find_tasks
 from rosa.inspection.figures import draw_k_ratio
 from rosa.storage.files import replace_text
+from rosa.training.methods import ROSA
 
 OUTCOMES_NAME = "outcomes.jsonl"
 
@@ -57,9 +58,10 @@ def k_ratio_points(comparison: Comparison, rows: Sequence[Summary]) -> list[tupl
     width of its 95 % interval; without layer selection all layers train."""
     points = {}
     for row in rows:
-        options = comparison.methods.get(row.method, {"base": True})
-        options = {name: value for name, value in options.items() if name != GRID}
-        share = 1.0 if options == {"dls": False} else options.get("dls_k_ratio", 0.5)
-        if options.keys() <= {"dls_k_ratio"} or options == {"dls": False}:
-            points[float(share)] = (float(share), row.micro.mean, row.micro.half_width)
+        own = comparison.methods.get(row.method)
+        options = {**comparison.train, **(own or {})}
+        if own is None or own.keys() - {GRID, "dls", "dls_k_ratio"} or options.get("method", ROSA) != ROSA:
+            continue
+        share = float(options.get("dls_k_ratio", 0.5)) if options.get("dls", True) else 1.0
+        points[share] = (share, row.micro.mean, row.micro.half_width)
     return [points[share] for share in sorted(points)]

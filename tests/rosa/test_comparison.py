@@ -26,7 +26,7 @@ from rosa.comparison.fit import check_fit, check_options
 from rosa.comparison.inputs import read_inputs
 from rosa.comparison.overlap import seen, told
 from rosa.comparison.plan import Comparison, load_comparison
-from rosa.comparison.report import read_outcomes
+from rosa.comparison.report import k_ratio_points, read_outcomes
 from rosa.comparison.run import best_rates
 from rosa.comparison.statistics import best_baseline, micro_by_seed, spread, summarise
 from rosa.comparison.tables import csv_table, latex, markdown
@@ -585,6 +585,22 @@ def test_differences_and_p_are_paired_by_seed_with_the_best_baseline(comparison,
     assert rosa.p_value == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
     assert lora.p_value is None and vera.difference is None
     assert best_baseline({"x": {1: 2.0}, "y": {1: 3.0}, "z": {}}) == "y"
+
+
+@pytest.mark.parametrize(
+    ("train", "shares"),
+    [
+        ({}, [0.25, 0.5, 1.0]),
+        ({"dls_k_ratio": 0.75}, [0.25, 0.75, 1.0]),
+        ({"dls": False}, [1.0]),
+        ({"method": "lora"}, []),
+    ],
+)
+def test_the_share_of_layers_may_be_a_methods_or_said_for_all(comparison, outcomes, train, shares):
+    methods = {"RoSA": {}, "RoAE only": {"dls": False}, "a quarter": {"dls_k_ratio": 0.25}, "wide": {"r_low": 0.5}}
+    several = replace(comparison, methods=methods, train=train)
+    rows = [summarise(comparison, "m", outcomes, ["a", "b"])[0]._replace(method=name) for name in ("base", *methods)]
+    assert [share for share, *_ in k_ratio_points(several, rows)] == shares
 
 
 def test_what_the_training_options_say_of_a_method_tells_a_baseline(comparison):
