@@ -41,6 +41,10 @@ class DynamicLayerSelection(torch.optim.Optimizer):
     only read, for the score. So call this `step` before the other's `zero_grad`. One model has one layer selection: to
     select for two optimizers' parameters, give both groups to one optimizer, or wrap one and leave the other plain.
 
+    Norms that nobody trains have gradients at a step that selects, for the score alone. So clip the gradients of what
+    the optimizers hold, and not of `model.parameters()`. A GradScaler does not unscale them: such scores carry its
+    scale, which leaves their order as it is.
+
     To schedulers, `Trainer`, Accelerate and GradScaler this is an optimizer: it shows the wrapped one's `param_groups`,
     `state` and `defaults`.
 

@@ -173,6 +173,26 @@ class SelectiveTrainer(Trainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor | float | None:
+        return super()._clip_grad_norm(self._clipped(model))
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
+        return super()._get_grad_norm(self._clipped(model), grad_norm)
+
+    def _clipped(self, model: nn.Module) -> nn.Module:
+        """A module of the parameters whose gradients are clipped together: those that the optimizer holds.
+
+        At a step that selects, norms have gradients for the score alone. They would have the others clipped away, in
+        16 bits the more as no GradScaler unscales what is in no optimizer. DeepSpeed clips what it trains itself.
+        """
+        if self.layer_selection is None or self.is_deepspeed_enabled:
+            return model
+        return nn.ParameterList(self._held)
+
+    @property
+    def _held(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._check_parameters()
         checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -187,8 +207,7 @@ class SelectiveTrainer(Trainer):
 
         The loss cannot tell: it is that of the values before the step.
         """
-        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        finite = all(bool(torch.isfinite(local(parameter)).all()) for parameter in trained)
+        finite = all(bool(torch.isfinite(local(parameter)).all()) for parameter in self._held)
         if not self.accelerator.gather(torch.tensor([finite], device=self.args.device)).all():
             raise FloatingPointError(
                 f"parameters are no longer finite after step {self.state.global_step}; nothing of them is saved, and "

@@ -217,6 +217,18 @@ class Before(TrainerCallback):
             self.act()
 
 
+@pytest.mark.parametrize("bound", [1e-5, 0], ids=["clipped", "measured"])
+def test_norms_that_serve_the_score_alone_take_no_part_in_clipping(make_trainer, make_patched, bound):
+    frozen = make_patched(config=rosa.RosaConfig(rank=4, train_norms=False))
+    trainer = make_trainer(steps=2, dls={"interval": 1}, model=frozen, arguments={"max_grad_norm": bound})
+    trained, seen = rosa.trainable_parameters(frozen), []
+    trainer.add_callback(Before(2, lambda: seen.append(torch.nn.utils.get_total_norm([p.grad for p in trained]))))
+    trainer.train()
+    assert len(trainer.layer_selection.history) == 2
+    told = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry][1]
+    assert told > bound and seen[0].item() == pytest.approx(bound or told, rel=0.05)
+
+
 def cut(file):
     file.write_bytes(file.read_bytes()[:-100])
 
