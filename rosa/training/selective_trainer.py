@@ -26,6 +26,7 @@ from rosa.selection.zero import check_optimizer_is_used, layer_groups
 from rosa.storage.files import replace_text
 from rosa.training.response_logits import ResponseLogits
 from rosa.training.resuming import MADE_WITH_NAME, fault, last_checkpoint, unloadable_told, unsaved_told
+from rosa.training.selecting import ADALORA_SELECTS
 from rosa.training.speed import Speed
 
 
@@ -57,8 +58,8 @@ class SelectiveTrainer(Trainer):
         speed (Speed): what the steps of this process took.
 
     Raises:
-        ValueError: `norm_learning_rate` is not above 0, or DeepSpeed is configured for an optimizer of its own; when
-            training begins, norms that do not train were given a learning rate.
+        ValueError: `norm_learning_rate` is not above 0, DeepSpeed is configured for an optimizer of its own, or layers
+            are to be selected beside AdaLoRA; when training begins, norms that do not train were given a learning rate.
     """
 
     def __init__(
@@ -80,6 +81,9 @@ class SelectiveTrainer(Trainer):
         super().__init__(model, args, **kwargs)
         if self.is_deepspeed_enabled and dls is not None:
             check_optimizer_is_used(self.accelerator.state.deepspeed_plugin.deepspeed_config)
+        configs = getattr(self.model, "peft_config", {}).values()
+        if dls is not None and any(config.peft_type == "ADALORA" for config in configs):
+            raise ValueError(f"{ADALORA_SELECTS}: use dls=None, or another method such as LoRA")
         self.layer_selection: DynamicLayerSelection | None = None
         self._grouping = torch.Generator()
         self.add_callback(LogSelections(self))

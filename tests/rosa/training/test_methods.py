@@ -15,6 +15,7 @@ from rosa.training.adalora import AllocateRanks
 from rosa.training.finetune import finetune
 from rosa.training.methods import BASELINES, METHODS, attach, load_trained, norm_names, trainable
 from rosa.training.parsing import parse
+from rosa.training.selective_trainer import SelectiveTrainer
 from tests.rosa.tiny_qwen2 import save_base, tiny_model
 
 # What fits a model of hidden size 64.
@@ -90,6 +91,13 @@ def test_adalora_asks_for_two_steps(base, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*arguments(base, tmp_path, "adalora"), "--max_steps", "1"])
     assert "AdaLoRA needs at least 2 steps, and the run has 1" in capsys.readouterr().err
+
+
+def test_adalora_under_layer_selection_is_refused_before_it_trains(base, tmp_path):
+    model = attach(load(base), "adalora", settings=SMALL["adalora"])
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    with pytest.raises(ValueError, match="AdaLoRA .*: use dls=None, or another method"):
+        SelectiveTrainer(model, arguments, dls={}, callbacks=[AllocateRanks()])
 
 
 def test_adaloras_best_checkpoint_loads_though_it_is_not_the_last(base, tmp_path):
