@@ -7,13 +7,16 @@ import pickle
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LNTuningConfig, LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, OlmoConfig, OlmoForCausalLM
 
 import rosa
 from rosa import DynamicLayerSelection
+from rosa.models.decoder import decoder_layers
 from rosa.selection import freezing
+
+NORMS = ["input_layernorm", "post_attention_layernorm"]
 
 
 def wrap(model, *, kind=torch.optim.AdamW, lr=1e-2, **options):
@@ -419,6 +422,27 @@ def test_a_lora_model_whose_norms_are_frozen(make_model, batch):
     assert sum(norm.requires_grad for norm in norms) == 2 * 4
     optimizer.unfreeze()
     assert not any(p.requires_grad for p in norms) and all(p.requires_grad for p in parameters)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [LNTuningConfig(target_modules=NORMS), LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=NORMS)],
+    ids=["ln_tuning", "modules_to_save"],
+)
+def test_norms_that_peft_has_wrapped_rank_layers(make_model, batch, config):
+    model = get_peft_model(make_model(), config).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = DynamicLayerSelection(torch.optim.AdamW(parameters, lr=1e-2), model, interval=2, k_ratio=0.25)
+    train(model, optimizer, batch, 1)
+    backward(model, batch)
+    trained = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad and "layernorm" in n}
+    optimizer.step()
+    assert len(trained) == 8
+    for layer, score in enumerate(optimizer.scores):
+        gradients = [grad for name, grad in trained.items() if f"layers.{layer}." in name]
+        torch.testing.assert_close(score, torch.nn.utils.get_total_norm(gradients).item())
+    names = [name for layer in decoder_layers(model) for name in layer.norms]
+    assert names == [f"base_model.model.model.layers.{layer}.{norm}" for layer in range(4) for norm in NORMS]
 
 
 def test_a_plain_model(make_model, batch):

@@ -118,6 +118,16 @@ def test_lora_under_layer_selection_trains_the_selected_layers_alone(base, tmp_p
     assert names and all("q_proj" in name or "k_proj" in name for name in names)
 
 
+def test_ln_tuning_under_layer_selection_and_its_norms_learn_at_their_own_rate(base, tmp_path):
+    main(arguments(base, tmp_path, "ln_tuning", "--dls", "true", "--norm_learning_rate", "0.1"))
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert sum("dls/layers" in entry for entry in log) == 3
+    tuned = {n: p for n, p in load_trained(load(base), tmp_path).named_parameters() if "ln_tuning_layers" in n}
+    moved = {name: (weight - 1).abs().max() for name, weight in tuned.items()}
+    last = moved.pop("base_model.model.model.norm.ln_tuning_layers.default.weight")
+    assert len(moved) == 4 and 0 < last < 0.06 and max(moved.values()) > 0.12
+
+
 def test_adalora_ends_with_the_ranks_that_it_aims_at(base, tmp_path):
     main(arguments(base, tmp_path, "adalora", "--load_best_model_at_end", "false"))
     config = json.loads((tmp_path / "adapter_config.json").read_text())
