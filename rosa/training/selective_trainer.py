@@ -38,7 +38,8 @@ class SelectiveTrainer(Trainer):
     saved: every checkpoint and the end of training look at them all.
 
     Args:
-        model (nn.Module): a model with decoder layers.
+        model (nn.Module, optional): a model with decoder layers; None where Trainer's `model_init` makes it, anew for
+            every training.
         args (TrainingArguments, optional): as for Trainer.
         dls (mapping or None): keyword arguments of DynamicLayerSelection, which has the paper's defaults; None trains
             every layer at every step. With `torch_compile=True` and mode "skip" each decoder layer is compiled on its
@@ -64,7 +65,7 @@ class SelectiveTrainer(Trainer):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | None = None,
         args: TrainingArguments | None = None,
         *,
         dls: Mapping[str, Any] | None = None,
@@ -146,6 +147,8 @@ class SelectiveTrainer(Trainer):
         return torch._dynamo.config.patch(recompile_limit=4 * torch._dynamo.config.recompile_limit)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.layer_selection = None  # that of an earlier training goes with its model, which model_init makes anew
         super().create_optimizer(*args, **kwargs)
         if not _has_reentrant_checkpoints(self.model):
             # With gradient checkpointing, transformers lets the embeddings' output require gradients. Only reentrant

@@ -8,11 +8,13 @@ import signal
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainingArguments
 
 import rosa
 from rosa.training.resuming import checkpoints, last_checkpoint, unsaved_told
+from rosa.training.selective_trainer import SelectiveTrainer
 from tests.rosa.tiny_qwen2 import tiny_tokenizer
 
 
@@ -159,6 +161,21 @@ def test_selections_are_logged_in_a_second_training_too(make_trainer):
     made = [s.step for s in trainer.layer_selection.history]
     assert made == [5, 10, 15, 20]
     assert [e["step"] for e in trainer.state.log_history if "dls/layers" in e] == [3, 8]
+
+
+def test_a_model_that_is_made_anew_is_trained_under_a_selection_of_its_own(make_model, tmp_path):
+    def model_init():
+        return get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"]))
+
+    rows = [{"input_ids": torch.arange(3, 12), "labels": torch.arange(3, 12)}] * 4
+    arguments = dict(max_steps=4, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True)
+    arguments = TrainingArguments(str(tmp_path), **arguments)
+    trainer = SelectiveTrainer(args=arguments, dls={"interval": 2}, model_init=model_init, train_dataset=rows)
+    trainer.train()
+    first = trainer.layer_selection
+    trainer.train()
+    assert trainer.layer_selection is not first
+    assert trainer.layer_selection.history == first.history != []
 
 
 def test_layers_that_a_loop_of_the_users_left_frozen_train_again(make_trainer, make_patched, batch):
