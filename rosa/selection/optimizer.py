@@ -7,6 +7,7 @@ Algorithm 1, and a `Freezing`, which has the layers follow it.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -266,6 +267,13 @@ def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if isinstance(optimizer, DynamicLayerSelection):
         raise TypeError("optimizer is a DynamicLayerSelection already; wrap the optimizer inside it")
+    accelerate = sys.modules.get("accelerate.optimizer")  # not imported for this
+    if accelerate is not None and isinstance(optimizer, accelerate.AcceleratedOptimizer):
+        raise TypeError(
+            "optimizer has been through `accelerator.prepare`, and while gradients accumulate it leaves out steps that "
+            f"layer selection would count: wrap the {type(optimizer.optimizer).__name__} first, and hand this to "
+            "`accelerator.prepare`"
+        )
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise TypeError(

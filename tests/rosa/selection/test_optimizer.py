@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import LNTuningConfig, LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, OlmoConfig, OlmoForCausalLM
@@ -844,6 +845,13 @@ def test_an_optimizer_of_other_parameters_is_refused(make_patched):
         DynamicLayerSelection(list(model.parameters()), model)
     with pytest.raises(TypeError, match="DynamicLayerSelection already"):
         DynamicLayerSelection(wrap(model), model)
+
+
+def test_an_optimizer_that_accelerate_has_prepared_is_refused(make_patched):
+    model = make_patched()
+    prepared = Accelerator(cpu=True).prepare(torch.optim.SGD(rosa.trainable_parameters(model), lr=0.1))
+    with pytest.raises(TypeError, match="SGD first, and hand this to `accelerator.prepare`"):
+        DynamicLayerSelection(prepared, model)
 
 
 def test_a_model_without_decoder_layers_is_refused():
