@@ -204,14 +204,14 @@ class DynamicLayerSelection(torch.optim.Optimizer):
 
         All tensors are whole, so that a run under any engine resumes from it; under FSDP2 every rank calls this.
         """
-        own = {**self._selector.state_dict(), "num_layers": self.num_layers}
+        own = {**self._selector.state_dict(), "num_layers": self.num_layers, "layers": list(self.layers)}
         return {**whole_state(self.optimizer.state_dict()), "layer_selection": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave: the run goes on as if it had not stopped.
 
         Raises:
-            ValueError: the state has no layer selection, or one over another number of layers. Nothing was changed.
+            ValueError: the state has no layer selection, or one over other layers. Nothing was changed.
             RuntimeError: as `step` raises it, where another adapter or a later selection has taken over.
         """
         check_in_charge(self._freezing, "load_state_dict()")
@@ -224,6 +224,10 @@ class DynamicLayerSelection(torch.optim.Optimizer):
             )
         if own["num_layers"] != self.num_layers:
             raise ValueError(f"this state selects among {own['num_layers']} layers, the model has {self.num_layers}")
+        ours = list(self.layers)
+        theirs = own.get("layers", ours)  # a state of old does not name them
+        if theirs != ours:
+            raise ValueError(f"this state selects among layers {theirs}, and the optimizer holds layers {ours}")
         self._freezing.bind()
         state = {key: value for key, value in state_dict.items() if key != "layer_selection"}
         self.optimizer.load_state_dict(shard_state(state, self._freezing.held))

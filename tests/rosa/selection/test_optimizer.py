@@ -868,7 +868,22 @@ def test_states_that_do_not_fit_are_refused_and_change_nothing(make_patched, bat
         optimizer.load_state_dict(optimizer.optimizer.state_dict())
     with pytest.raises(ValueError, match="selects among 2 layers, the model has 4"):
         optimizer.load_state_dict(wrap(make_patched(num_hidden_layers=2)).state_dict())
-    assert len(optimizer.history) == 1
+    upper = wrap(make_patched(config=rosa.RosaConfig(rank=4, layers=(2, 3))))
+    lower = wrap(make_patched(config=rosa.RosaConfig(rank=4, layers=(0, 1)))).state_dict()
+    with pytest.raises(ValueError, match=r"selects among layers \[0, 1\], and the optimizer holds layers \[2, 3\]"):
+        upper.load_state_dict(lower)
+    assert len(optimizer.history) == 1 and upper.selected_layers == (2, 3)
+
+
+def test_a_state_from_before_it_named_its_layers_loads(make_patched, batch):
+    model = make_patched().train()
+    optimizer = wrap(model)
+    train(model, optimizer, batch, 6)
+    state = optimizer.state_dict()
+    del state["layer_selection"]["layers"]
+    other = wrap(make_patched())
+    other.load_state_dict(state)
+    assert other.history == optimizer.history
 
 
 def test_a_selection_from_broken_or_missing_gradients_changes_nothing(make_patched, batch):
