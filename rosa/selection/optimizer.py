@@ -241,6 +241,13 @@ class DynamicLayerSelection(torch.optim.Optimizer):
     state = _of("optimizer", "state")
     defaults = _of("optimizer", "defaults")
 
+    # Hooks on its state are the wrapped one's too; those on a step are run here, around the selection.
+
+    register_state_dict_pre_hook = _of("optimizer", "register_state_dict_pre_hook")
+    register_state_dict_post_hook = _of("optimizer", "register_state_dict_post_hook")
+    register_load_state_dict_pre_hook = _of("optimizer", "register_load_state_dict_pre_hook")
+    register_load_state_dict_post_hook = _of("optimizer", "register_load_state_dict_post_hook")
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the wrapped optimizer. What it has of the layers that take part belongs to these from now on,
         norms that served the score alone too, and does not move while its layer is outside the selection. All else

@@ -333,6 +333,23 @@ def test_closures_and_step_hooks(make_patched, batch):
     assert calls == ["after", "after"]
 
 
+def test_hooks_on_its_state_are_the_wrapped_optimizers(make_patched):
+    optimizer = wrap(make_patched())
+    calls = []
+
+    def note(name):
+        return lambda called_by, *_: calls.append((name, called_by))
+
+    optimizer.register_state_dict_pre_hook(note("save"))
+    optimizer.register_state_dict_post_hook(lambda _, state: state | {"theirs": 1})
+    optimizer.register_load_state_dict_pre_hook(note("load"))
+    optimizer.register_load_state_dict_post_hook(note("loaded"))
+    state = optimizer.state_dict()
+    assert state["theirs"] == 1
+    optimizer.load_state_dict(state)
+    assert calls == [(name, optimizer.optimizer) for name in ("save", "load", "loaded")]
+
+
 ONE_CALL = [
     getattr(torch.optim, name)
     for name in (
