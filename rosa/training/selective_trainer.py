@@ -189,8 +189,8 @@ class SelectiveTrainer(Trainer):
     def _clipped(self, model: nn.Module) -> nn.Module:
         """A module of the parameters whose gradients are clipped together: those that the optimizer holds.
 
-        At a step that selects, norms have gradients for the score alone. They would have the others clipped away, in
-        16 bits the more as no GradScaler unscales what is in no optimizer. DeepSpeed clips what it trains itself.
+        At a step that selects, norms have gradients for the score alone. They would have the others clipped away: they
+        are larger, no GradScaler unscales them, and until `step` they are each rank's own. DeepSpeed clips by itself.
         """
         if self.layer_selection is None or self.is_deepspeed_enabled:
             return model
