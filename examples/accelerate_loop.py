@@ -40,13 +40,14 @@ selection = rosa.DynamicLayerSelection(adamw, model)
 steps = EPOCHS * len(loader)
 scheduler = get_cosine_schedule_with_warmup(selection, num_warmup_steps=steps // 20, num_training_steps=steps)
 model, optimizer, loader, scheduler = accelerator.prepare(model, selection, loader, scheduler)
+trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 step = 0
 for _ in range(EPOCHS):
     for batch in loader:
         loss = model(**batch).loss
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(rosa.trainable_parameters(model), 1.0)
+        accelerator.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()

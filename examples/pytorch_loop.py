@@ -35,7 +35,8 @@ rosa.patch(model)
 rosa.print_trainable_parameters(model)
 
 # Layer selection is a wrapper around any optimizer; the scheduler takes it for the optimizer that it wraps.
-adamw = torch.optim.AdamW(rosa.trainable_parameters(model), lr=LEARNING_RATE)
+trained = rosa.trainable_parameters(model)
+adamw = torch.optim.AdamW(trained, lr=LEARNING_RATE)
 optimizer = rosa.DynamicLayerSelection(adamw, model)
 steps = EPOCHS * len(loader)
 scheduler = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=steps // 20, num_training_steps=steps)
@@ -45,7 +46,7 @@ for _ in range(EPOCHS):
     for batch in loader:
         loss = model(**batch.to(device)).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(rosa.trainable_parameters(model), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()

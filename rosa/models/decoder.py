@@ -39,20 +39,23 @@ class DecoderLayer(NamedTuple):
     @property
     def scored_norms(self) -> tuple[nn.Module, ...]:
         """The norm before attention and the norm before the MLP, as far as the layer has them: parallel blocks such as
-        Phi's have one for both. A norm may be without a weight."""
+        Phi's have one for both. Where peft has wrapped a norm, it is the copy that trains. A norm may be without a
+        weight."""
         norms = {name: child for name, child in self._own_children() if not isinstance(child, nn.Identity)}
         attention = next((name for name in ATTENTION_NORMS if name in norms), None)
         mlp = next((name for name in MLP_NORMS if name in norms and name != attention), None)
-        return tuple(norms[name] for name in (attention, mlp) if name is not None)
+        return tuple(_in_use(norms[name]) for name in (attention, mlp) if name is not None)
 
     @property
     def norms(self) -> dict[str, nn.Module]:
-        """The norms with a weight that stand in the layer itself, by full name; not the q/k norms inside attention."""
+        """The norms with a weight that stand in the layer itself, by full name; not the q/k norms inside attention.
+        Where peft has wrapped a norm, the copy that trains is there by the name of the norm."""
         names = {id(module): f"{self.name}.{name}" for name, module in self.module.named_modules()}
+        norms = {names[id(child)]: _in_use(child) for _, child in self._own_children()}
         return {
-            names[id(child)]: child
-            for _, child in self._own_children()
-            if "norm" in type(child).__name__.lower() and isinstance(getattr(child, "weight", None), nn.Parameter)
+            name: norm
+            for name, norm in norms.items()
+            if "norm" in type(norm).__name__.lower() and isinstance(getattr(norm, "weight", None), nn.Parameter)
         }
 
     @property
@@ -95,6 +98,15 @@ def decoder_layers(model: nn.Module) -> list[DecoderLayer]:
             f"before attention ({', '.join(ATTENTION_NORMS)}) and before the MLP ({', '.join(MLP_NORMS)})"
         )
     return [layer for layers in lists.values() for layer in layers]
+
+
+def _in_use(norm: nn.Module) -> nn.Module:
+    """The copy of a norm that peft trains in its place, by LN tuning or as a module to save; else the norm itself."""
+    for of_peft in ("ln_tuning_layers", "modules_to_save"):
+        copies = getattr(norm, of_peft, None)
+        if isinstance(copies, nn.ModuleDict):
+            return next((copies[name] for name in norm.active_adapters if name in copies), norm)
+    return norm
 
 
 @functools.cache

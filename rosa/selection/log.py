@@ -16,7 +16,8 @@ SELECTED, SCORE = "dls/selected/", "dls/score/"
 class LogSelections(TrainerCallback):
     """Logs each selection of layers at the step it was made: `dls/layers` counts the chosen layers, `dls/share` is
     their share of those that take part, `dls/exploited` is 1 where they were chosen by score and 0 where at random, and
-    of each layer N that takes part `dls/selected/N` is 1 or 0 and `dls/score/N` its score.
+    of each layer N that takes part `dls/selected/N` is 1 or 0 and `dls/score/N` its score: times the scale of the loss
+    where fp16 scales it and the norms do not train.
 
     Args:
         trainer (Trainer): its `layer_selection` is the DynamicLayerSelection, or None.

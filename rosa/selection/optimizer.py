@@ -7,6 +7,7 @@ Algorithm 1, and a `Freezing`, which has the layers follow it.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,10 @@ class DynamicLayerSelection(torch.optim.Optimizer):
     What another optimizer holds, as AdamW the norms beside Muon, is that one's alone to train and to clear: here it is
     only read, for the score. So call this `step` before the other's `zero_grad`. One model has one layer selection: to
     select for two optimizers' parameters, give both groups to one optimizer, or wrap one and leave the other plain.
+
+    Norms that nobody trains have gradients at a step that selects, for the score alone. So clip the gradients of what
+    the optimizers hold, and not of `model.parameters()`. A GradScaler does not unscale them: such scores carry its
+    scale, which leaves their order as it is.
 
     To schedulers, `Trainer`, Accelerate and GradScaler this is an optimizer: it shows the wrapped one's `param_groups`,
     `state` and `defaults`.
@@ -199,14 +204,14 @@ class DynamicLayerSelection(torch.optim.Optimizer):
 
         All tensors are whole, so that a run under any engine resumes from it; under FSDP2 every rank calls this.
         """
-        own = {**self._selector.state_dict(), "num_layers": self.num_layers}
+        own = {**self._selector.state_dict(), "num_layers": self.num_layers, "layers": list(self.layers)}
         return {**whole_state(self.optimizer.state_dict()), "layer_selection": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave: the run goes on as if it had not stopped.
 
         Raises:
-            ValueError: the state has no layer selection, or one over another number of layers. Nothing was changed.
+            ValueError: the state has no layer selection, or one over other layers. Nothing was changed.
             RuntimeError: as `step` raises it, where another adapter or a later selection has taken over.
         """
         check_in_charge(self._freezing, "load_state_dict()")
@@ -219,6 +224,10 @@ class DynamicLayerSelection(torch.optim.Optimizer):
             )
         if own["num_layers"] != self.num_layers:
             raise ValueError(f"this state selects among {own['num_layers']} layers, the model has {self.num_layers}")
+        ours = list(self.layers)
+        theirs = own.get("layers", ours)  # a state of old does not name them
+        if theirs != ours:
+            raise ValueError(f"this state selects among layers {theirs}, and the optimizer holds layers {ours}")
         self._freezing.bind()
         state = {key: value for key, value in state_dict.items() if key != "layer_selection"}
         self.optimizer.load_state_dict(shard_state(state, self._freezing.held))
@@ -231,6 +240,13 @@ class DynamicLayerSelection(torch.optim.Optimizer):
     param_groups = _of("optimizer", "param_groups")
     state = _of("optimizer", "state")
     defaults = _of("optimizer", "defaults")
+
+    # Hooks on its state are the wrapped one's too; those on a step are run here, around the selection.
+
+    register_state_dict_pre_hook = _of("optimizer", "register_state_dict_pre_hook")
+    register_state_dict_post_hook = _of("optimizer", "register_state_dict_post_hook")
+    register_load_state_dict_pre_hook = _of("optimizer", "register_load_state_dict_pre_hook")
+    register_load_state_dict_post_hook = _of("optimizer", "register_load_state_dict_post_hook")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the wrapped optimizer. What it has of the layers that take part belongs to these from now on,
@@ -262,6 +278,13 @@ def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     if isinstance(optimizer, DynamicLayerSelection):
         raise TypeError("optimizer is a DynamicLayerSelection already; wrap the optimizer inside it")
+    accelerate = sys.modules.get("accelerate.optimizer")  # not imported for this
+    if accelerate is not None and isinstance(optimizer, accelerate.AcceleratedOptimizer):
+        raise TypeError(
+            "optimizer has been through `accelerator.prepare`, and while gradients accumulate it leaves out steps that "
+            f"layer selection would count: wrap the {type(optimizer.optimizer).__name__} first, and hand this to "
+            "`accelerator.prepare`"
+        )
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise TypeError(

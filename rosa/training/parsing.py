@@ -23,6 +23,7 @@ from rosa.training.finetune_arguments import (
     unread_options,
 )
 from rosa.training.methods import OURS, ROSA
+from rosa.training.selecting import ADALORA_SELECTS
 
 # Options of which a run could make nothing, or nothing but nan.
 _ABOVE_ZERO = (
@@ -148,6 +149,8 @@ def _check_together(parser: HfArgumentParser, given: dict) -> None:
             "--metric_for_best_model must be loss: of the rows that are held out nothing else is measured, got "
             f"{given['metric_for_best_model']}"
         )
+    if given["method"] == "adalora" and given["dls"]:
+        parser.error(f"{ADALORA_SELECTS}: leave out --dls true, or take another --method")
     if given["norm_learning_rate"] is not None and given["method"] in OURS and not given["train_norms"]:
         parser.error("--norm_learning_rate is that of norms which train: give --train_norms true, or leave it out")
 

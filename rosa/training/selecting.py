@@ -5,6 +5,9 @@ from __future__ import annotations
 from rosa.adapters.config import AdapterConfig, RoadConfig
 
 SELECTED = ("rosa",)  # the methods whose papers select layers
+ADALORA_SELECTS = (
+    "AdaLoRA shares out ranks by the gradients of all layers at every step, and under layer selection most have none"
+)
 
 
 def selects(method: str) -> bool:

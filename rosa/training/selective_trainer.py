@@ -26,6 +26,7 @@ from rosa.selection.zero import check_optimizer_is_used, layer_groups
 from rosa.storage.files import replace_text
 from rosa.training.response_logits import ResponseLogits
 from rosa.training.resuming import MADE_WITH_NAME, fault, last_checkpoint, unloadable_told, unsaved_told
+from rosa.training.selecting import ADALORA_SELECTS
 from rosa.training.speed import Speed
 
 
@@ -37,7 +38,8 @@ class SelectiveTrainer(Trainer):
     saved: every checkpoint and the end of training look at them all.
 
     Args:
-        model (nn.Module): a model with decoder layers.
+        model (nn.Module, optional): a model with decoder layers; None where Trainer's `model_init` makes it, anew for
+            every training.
         args (TrainingArguments, optional): as for Trainer.
         dls (mapping or None): keyword arguments of DynamicLayerSelection, which has the paper's defaults; None trains
             every layer at every step. With `torch_compile=True` and mode "skip" each decoder layer is compiled on its
@@ -57,13 +59,13 @@ class SelectiveTrainer(Trainer):
         speed (Speed): what the steps of this process took.
 
     Raises:
-        ValueError: `norm_learning_rate` is not above 0, or DeepSpeed is configured for an optimizer of its own; when
-            training begins, norms that do not train were given a learning rate.
+        ValueError: `norm_learning_rate` is not above 0, DeepSpeed is configured for an optimizer of its own, or layers
+            are to be selected beside AdaLoRA; when training begins, norms that do not train were given a learning rate.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | None = None,
         args: TrainingArguments | None = None,
         *,
         dls: Mapping[str, Any] | None = None,
@@ -80,6 +82,9 @@ class SelectiveTrainer(Trainer):
         super().__init__(model, args, **kwargs)
         if self.is_deepspeed_enabled and dls is not None:
             check_optimizer_is_used(self.accelerator.state.deepspeed_plugin.deepspeed_config)
+        configs = getattr(self.model, "peft_config", {}).values()
+        if dls is not None and any(config.peft_type == "ADALORA" for config in configs):
+            raise ValueError(f"{ADALORA_SELECTS}: use dls=None, or another method such as LoRA")
         self.layer_selection: DynamicLayerSelection | None = None
         self._grouping = torch.Generator()
         self.add_callback(LogSelections(self))
@@ -142,6 +147,8 @@ class SelectiveTrainer(Trainer):
         return torch._dynamo.config.patch(recompile_limit=4 * torch._dynamo.config.recompile_limit)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.layer_selection = None  # that of an earlier training goes with its model, which model_init makes anew
         super().create_optimizer(*args, **kwargs)
         if not _has_reentrant_checkpoints(self.model):
             # With gradient checkpointing, transformers lets the embeddings' output require gradients. Only reentrant
@@ -173,6 +180,26 @@ class SelectiveTrainer(Trainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor | float | None:
+        return super()._clip_grad_norm(self._clipped(model))
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
+        return super()._get_grad_norm(self._clipped(model), grad_norm)
+
+    def _clipped(self, model: nn.Module) -> nn.Module:
+        """A module of the parameters whose gradients are clipped together: those that the optimizer holds.
+
+        At a step that selects, norms have gradients for the score alone. They would have the others clipped away: they
+        are larger, no GradScaler unscales them, and until `step` they are each rank's own. DeepSpeed clips by itself.
+        """
+        if self.layer_selection is None or self.is_deepspeed_enabled:
+            return model
+        return nn.ParameterList(self._held)
+
+    @property
+    def _held(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._check_parameters()
         checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -187,8 +214,7 @@ class SelectiveTrainer(Trainer):
 
         The loss cannot tell: it is that of the values before the step.
         """
-        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        finite = all(bool(torch.isfinite(local(parameter)).all()) for parameter in trained)
+        finite = all(bool(torch.isfinite(local(parameter)).all()) for parameter in self._held)
         if not self.accelerator.gather(torch.tensor([finite], device=self.args.device)).all():
             raise FloatingPointError(
                 f"parameters are no longer finite after step {self.state.global_step}; nothing of them is saved, and "

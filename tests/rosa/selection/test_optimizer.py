@@ -7,13 +7,17 @@ import pickle
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from accelerate import Accelerator
+from peft import LNTuningConfig, LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, OlmoConfig, OlmoForCausalLM
 
 import rosa
 from rosa import DynamicLayerSelection
+from rosa.models.decoder import decoder_layers
 from rosa.selection import freezing
+
+NORMS = ["input_layernorm", "post_attention_layernorm"]
 
 
 def wrap(model, *, kind=torch.optim.AdamW, lr=1e-2, **options):
@@ -329,6 +333,23 @@ def test_closures_and_step_hooks(make_patched, batch):
     assert calls == ["after", "after"]
 
 
+def test_hooks_on_its_state_are_the_wrapped_optimizers(make_patched):
+    optimizer = wrap(make_patched())
+    calls = []
+
+    def note(name):
+        return lambda called_by, *_: calls.append((name, called_by))
+
+    optimizer.register_state_dict_pre_hook(note("save"))
+    optimizer.register_state_dict_post_hook(lambda _, state: state | {"theirs": 1})
+    optimizer.register_load_state_dict_pre_hook(note("load"))
+    optimizer.register_load_state_dict_post_hook(note("loaded"))
+    state = optimizer.state_dict()
+    assert state["theirs"] == 1
+    optimizer.load_state_dict(state)
+    assert calls == [(name, optimizer.optimizer) for name in ("save", "load", "loaded")]
+
+
 ONE_CALL = [
     getattr(torch.optim, name)
     for name in (
@@ -419,6 +440,27 @@ def test_a_lora_model_whose_norms_are_frozen(make_model, batch):
     assert sum(norm.requires_grad for norm in norms) == 2 * 4
     optimizer.unfreeze()
     assert not any(p.requires_grad for p in norms) and all(p.requires_grad for p in parameters)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [LNTuningConfig(target_modules=NORMS), LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=NORMS)],
+    ids=["ln_tuning", "modules_to_save"],
+)
+def test_norms_that_peft_has_wrapped_rank_layers(make_model, batch, config):
+    model = get_peft_model(make_model(), config).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = DynamicLayerSelection(torch.optim.AdamW(parameters, lr=1e-2), model, interval=2, k_ratio=0.25)
+    train(model, optimizer, batch, 1)
+    backward(model, batch)
+    trained = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad and "layernorm" in n}
+    optimizer.step()
+    assert len(trained) == 8
+    for layer, score in enumerate(optimizer.scores):
+        gradients = [grad for name, grad in trained.items() if f"layers.{layer}." in name]
+        torch.testing.assert_close(score, torch.nn.utils.get_total_norm(gradients).item())
+    names = [name for layer in decoder_layers(model) for name in layer.norms]
+    assert names == [f"base_model.model.model.layers.{layer}.{norm}" for layer in range(4) for norm in NORMS]
 
 
 def test_a_plain_model(make_model, batch):
@@ -822,6 +864,13 @@ def test_an_optimizer_of_other_parameters_is_refused(make_patched):
         DynamicLayerSelection(wrap(model), model)
 
 
+def test_an_optimizer_that_accelerate_has_prepared_is_refused(make_patched):
+    model = make_patched()
+    prepared = Accelerator(cpu=True).prepare(torch.optim.SGD(rosa.trainable_parameters(model), lr=0.1))
+    with pytest.raises(TypeError, match="SGD first, and hand this to `accelerator.prepare`"):
+        DynamicLayerSelection(prepared, model)
+
+
 def test_a_model_without_decoder_layers_is_refused():
     model = torch.nn.Linear(2, 2)
     with pytest.raises(rosa.UnsupportedModelError, match="Linear has no decoder layers"):
@@ -836,7 +885,22 @@ def test_states_that_do_not_fit_are_refused_and_change_nothing(make_patched, bat
         optimizer.load_state_dict(optimizer.optimizer.state_dict())
     with pytest.raises(ValueError, match="selects among 2 layers, the model has 4"):
         optimizer.load_state_dict(wrap(make_patched(num_hidden_layers=2)).state_dict())
-    assert len(optimizer.history) == 1
+    upper = wrap(make_patched(config=rosa.RosaConfig(rank=4, layers=(2, 3))))
+    lower = wrap(make_patched(config=rosa.RosaConfig(rank=4, layers=(0, 1)))).state_dict()
+    with pytest.raises(ValueError, match=r"selects among layers \[0, 1\], and the optimizer holds layers \[2, 3\]"):
+        upper.load_state_dict(lower)
+    assert len(optimizer.history) == 1 and upper.selected_layers == (2, 3)
+
+
+def test_a_state_from_before_it_named_its_layers_loads(make_patched, batch):
+    model = make_patched().train()
+    optimizer = wrap(model)
+    train(model, optimizer, batch, 6)
+    state = optimizer.state_dict()
+    del state["layer_selection"]["layers"]
+    other = wrap(make_patched())
+    other.load_state_dict(state)
+    assert other.history == optimizer.history
 
 
 def test_a_selection_from_broken_or_missing_gradients_changes_nothing(make_patched, batch):

@@ -15,6 +15,7 @@ from rosa.training.adalora import AllocateRanks
 from rosa.training.finetune import finetune
 from rosa.training.methods import BASELINES, METHODS, attach, load_trained, norm_names, trainable
 from rosa.training.parsing import parse
+from rosa.training.selective_trainer import SelectiveTrainer
 from tests.rosa.tiny_qwen2 import save_base, tiny_model
 
 # What fits a model of hidden size 64.
@@ -92,6 +93,13 @@ def test_adalora_asks_for_two_steps(base, tmp_path, capsys):
     assert "AdaLoRA needs at least 2 steps, and the run has 1" in capsys.readouterr().err
 
 
+def test_adalora_under_layer_selection_is_refused_before_it_trains(base, tmp_path):
+    model = attach(load(base), "adalora", settings=SMALL["adalora"])
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    with pytest.raises(ValueError, match="AdaLoRA .*: use dls=None, or another method"):
+        SelectiveTrainer(model, arguments, dls={}, callbacks=[AllocateRanks()])
+
+
 def test_adaloras_best_checkpoint_loads_though_it_is_not_the_last(base, tmp_path):
     # The first of two checkpoints has the higher loss.
     main(arguments(base, tmp_path, "adalora", "--metric_for_best_model", "eval_loss", "--greater_is_better", "true"))
@@ -108,6 +116,16 @@ def test_lora_under_layer_selection_trains_the_selected_layers_alone(base, tmp_p
     assert sum("dls/layers" in entry for entry in log) == 3
     names = [name for name, _ in load_trained(load(base), tmp_path).named_parameters() if "lora_" in name]
     assert names and all("q_proj" in name or "k_proj" in name for name in names)
+
+
+def test_ln_tuning_under_layer_selection_and_its_norms_learn_at_their_own_rate(base, tmp_path):
+    main(arguments(base, tmp_path, "ln_tuning", "--dls", "true", "--norm_learning_rate", "0.1"))
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert sum("dls/layers" in entry for entry in log) == 3
+    tuned = {n: p for n, p in load_trained(load(base), tmp_path).named_parameters() if "ln_tuning_layers" in n}
+    moved = {name: (weight - 1).abs().max() for name, weight in tuned.items()}
+    last = moved.pop("base_model.model.model.norm.ln_tuning_layers.default.weight")
+    assert len(moved) == 4 and 0 < last < 0.06 and max(moved.values()) > 0.12
 
 
 def test_adalora_ends_with_the_ranks_that_it_aims_at(base, tmp_path):

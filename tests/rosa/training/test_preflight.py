@@ -36,6 +36,7 @@ def job(tmp_path_factory):
         (["--eval_strategy", "steps"], "--eval_strategy steps needs rows that are held out: give --val_size"),
         (["--metric_for_best_model", "accuracy"], "--metric_for_best_model must be loss: .* got accuracy"),
         (["--norm_learning_rate", "1e-4", "--no_train_norms"], "--norm_learning_rate is that of norms which train"),
+        (["--method", "adalora", "--dls", "true"], "AdaLoRA .*: leave out --dls true, or take another --method"),
         (["--layers", "9"], "layer.* 9"),
         (["--method", "road", "--targets", "foo_proj"], ".*foo_proj"),
         (["--method", "lora", "--peft", '{"rr": 8}'], ".*rr"),

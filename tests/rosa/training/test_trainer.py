@@ -8,11 +8,13 @@ import signal
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainingArguments
 
 import rosa
 from rosa.training.resuming import checkpoints, last_checkpoint, unsaved_told
+from rosa.training.selective_trainer import SelectiveTrainer
 from tests.rosa.tiny_qwen2 import tiny_tokenizer
 
 
@@ -161,6 +163,21 @@ def test_selections_are_logged_in_a_second_training_too(make_trainer):
     assert [e["step"] for e in trainer.state.log_history if "dls/layers" in e] == [3, 8]
 
 
+def test_a_model_that_is_made_anew_is_trained_under_a_selection_of_its_own(make_model, tmp_path):
+    def model_init():
+        return get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"]))
+
+    rows = [{"input_ids": torch.arange(3, 12), "labels": torch.arange(3, 12)}] * 4
+    arguments = dict(max_steps=4, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True)
+    arguments = TrainingArguments(str(tmp_path), **arguments)
+    trainer = SelectiveTrainer(args=arguments, dls={"interval": 2}, model_init=model_init, train_dataset=rows)
+    trainer.train()
+    first = trainer.layer_selection
+    trainer.train()
+    assert trainer.layer_selection is not first
+    assert trainer.layer_selection.history == first.history != []
+
+
 def test_layers_that_a_loop_of_the_users_left_frozen_train_again(make_trainer, make_patched, batch):
     model = make_patched().train()
     adamw = torch.optim.AdamW(rosa.trainable_parameters(model))
@@ -215,6 +232,18 @@ class Before(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if state.global_step == self.step - 1:
             self.act()
+
+
+@pytest.mark.parametrize("bound", [1e-5, 0], ids=["clipped", "measured"])
+def test_norms_that_serve_the_score_alone_take_no_part_in_clipping(make_trainer, make_patched, bound):
+    frozen = make_patched(config=rosa.RosaConfig(rank=4, train_norms=False))
+    trainer = make_trainer(steps=2, dls={"interval": 1}, model=frozen, arguments={"max_grad_norm": bound})
+    trained, seen = rosa.trainable_parameters(frozen), []
+    trainer.add_callback(Before(2, lambda: seen.append(torch.nn.utils.get_total_norm([p.grad for p in trained]))))
+    trainer.train()
+    assert len(trainer.layer_selection.history) == 2
+    told = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry][1]
+    assert told > bound and seen[0].item() == pytest.approx(bound or told, rel=0.05)
 
 
 def cut(file):
