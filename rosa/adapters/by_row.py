@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -56,10 +57,12 @@ def adapters_by_row(model: nn.Module, adapter_names: Sequence[str | None]) -> It
     record.check_switchable(model)
     _refuse_data_parallel(model)
     _check_common(adapters)
-    for adapter in adapters.values():
-        adapter.move()
-    with record.active_adapter.silenced(), ExitStack() as undo:
-        _put_in(patched(model)[0], rows, adapters, undo)
+    with ExitStack() as undo:
+        with torch.inference_mode(False):  # what is made there cannot tell whether it was written to
+            for adapter in adapters.values():
+                adapter.move()
+            undo.enter_context(record.active_adapter.silenced())
+            _put_in(patched(model)[0], rows, adapters, undo)
         record.rows = rows.names
         undo.callback(setattr, record, "rows", None)
         yield model

@@ -237,6 +237,16 @@ def test_after_inference_mode_the_same_rows_train(make, inputs):
 
 
 @pytest.mark.parametrize("kind", ["road-2", "road-norms", "rosa", "both"])
+def test_a_block_that_begins_inside_inference_mode(make, inputs, kind):
+    model = adapted(make("qwen2", dtype=torch.bfloat16), KINDS[kind])
+    with rosa.adapters_by_row(model, ROWS):
+        expected = logits(model, inputs)
+    with torch.inference_mode(), rosa.adapters_by_row(model, ROWS):
+        assert torch.equal(logits(model, inputs), expected)
+    assert not any(p.is_inference() for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["road-2", "road-norms", "rosa", "both"])
 def test_a_bfloat16_base_with_float32_adapters(make, inputs, kind):
     model = adapted(make("qwen2", dtype=torch.bfloat16, initializer_range=0.1), KINDS[kind])
     with rosa.adapters_by_row(model, ROWS):
