@@ -101,8 +101,18 @@ class Adapter:
             self._exchange(self.weights)
             self.weights = base
 
+    def check_norms_in_memory(self) -> None:
+        """Raises ValueError where accelerate offloads norms that it trains: other values put there would be ignored."""
+        for name, norm in self.norms.items():
+            if norm.weight.is_meta and hasattr(norm, "_hf_hook"):
+                raise ValueError(
+                    f"{name} is offloaded to the CPU or to disk, and would go on with the value that it has there: "
+                    "switch, disable or take off adapters that train norms before the model is offloaded"
+                )
+
     def check_base_known(self) -> None:
-        """Raises ValueError where the values that the norms had before are not known."""
+        """Raises ValueError where the values that the norms had before are not known, or cannot be put back."""
+        self.check_norms_in_memory()
         for name, norm in self.norms.items():
             if self.weights[name].data.is_meta and not norm.weight.is_meta:
                 raise ValueError(
@@ -194,6 +204,8 @@ class Patch:
         self.check_enabled()
         check_not_sharded(model)
         self.active_adapter.check_base_known()
+        for adapter in self.adapters.values():
+            adapter.check_norms_in_memory()
 
     def check_unmerged(self) -> None:
         """Raises ValueError while the active adapter is merged into the model's weights."""

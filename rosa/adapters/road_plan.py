@@ -52,7 +52,7 @@ class RoadPlan(NamedTuple):
             before = [roads.get(f"{site.name}.{name}") for name in (site.shape.query, site.shape.key)]
             if any(before) and len({road.pairing for road in before if road is not None}) == 1:
                 for road in filter(None, before):
-                    road.before_rope = True
+                    road.joined = True
                 made[plain(site.name)] = (site.attention, RopeRoad(site.shape.layout, *before))
         return made
 

@@ -43,8 +43,8 @@ def set_adapter(model: nn.Module, adapter_name: str) -> None:
 
     Raises:
         KeyError: the model has no such adapter.
-        ValueError: the model is not patched, is sharded over several processes, is inside `disabled`, or its active
-            adapter is merged.
+        ValueError: the model is not patched, is sharded over several processes, is inside `disabled`, its active
+            adapter is merged, or norms that it trains are offloaded.
         Nothing is changed after an error.
     """
     record = patched(model)[1]
@@ -79,8 +79,8 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     is back with its gradients and flags.
 
     Raises:
-        ValueError: the model is not patched, is sharded over several processes, is inside `adapters_by_row`, or its
-            active adapter is merged.
+        ValueError: the model is not patched, is sharded over several processes, is inside `adapters_by_row`, its
+            active adapter is merged, or norms that it trains are offloaded.
     """
     record = patched(model)[1]
     record.check_not_by_row()

@@ -53,6 +53,48 @@ def test_a_patched_model_that_is_offloaded_generates_and_does_not_train(make_pat
 
 
 @pytest.mark.parametrize("offload", OFFLOADED.values(), ids=OFFLOADED)
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj",)], ids=["all linear layers", "queries alone"])
+def test_road_of_an_offloaded_model_is_that_of_the_model_in_memory(make_model, batch, tmp_path, targets, offload):
+    model = rosa.patch(make_model(initializer_range=0.3), rosa.RoadConfig(targets=targets)).eval()
+    before = logits(model, batch)
+    with torch.no_grad():
+        for parameter in rosa.trainable_parameters(model):
+            parameter += torch.linspace(-0.5, 0.5, len(parameter))
+    expected = logits(model, batch)
+    assert not torch.allclose(expected, before, atol=1e-2)
+    offload(model, tmp_path)
+    torch.testing.assert_close(logits(model, batch), expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(rosa.UnsupportedModelError, match="road is offloaded to the CPU or to disk"):
+        rosa.trainable_parameters(model)
+
+
+@pytest.mark.parametrize("train_norms", [True, False])
+def test_adapters_of_an_offloaded_model_are_switched_where_they_train_no_norms(make_model, batch, train_norms):
+    model = make_model().eval()
+    seen = {"base": logits(model, batch)}
+    for name in "ab":
+        rosa.patch(model, rosa.RoadConfig(train_norms=train_norms), name)
+        with torch.no_grad():
+            for parameter in rosa.trainable_parameters(model):
+                parameter += 0.1 * torch.randn_like(parameter)
+        seen[name] = logits(model, batch)
+    cpu_offload(model, execution_device="cpu")
+    if train_norms:
+        for change in (rosa.unpatch, lambda m: rosa.set_adapter(m, "a"), lambda m: rosa.disabled(m).__enter__()):
+            with pytest.raises(ValueError, match=r"layernorm.weight is offloaded .*before the model is offloaded"):
+                change(model)
+        assert torch.equal(logits(model, batch), seen["b"])
+    else:
+        with pytest.raises(rosa.UnsupportedModelError, match="q_proj is offloaded .*adapters_by_row with a model in"):
+            rosa.adapters_by_row(model, ["a", "b"]).__enter__()
+        with rosa.disabled(model):
+            assert torch.equal(logits(model, batch), seen["base"])
+        rosa.set_adapter(model, "a")
+        torch.testing.assert_close(logits(model, batch), seen["a"])
+        assert torch.equal(logits(rosa.unpatch(model), batch), seen["base"])
+
+
+@pytest.mark.parametrize("offload", OFFLOADED.values(), ids=OFFLOADED)
 def test_an_offloaded_model_is_neither_patched_nor_loaded_into(make_model, make_patched, batch, tmp_path, offload):
     rosa.save_adapter(make_patched(), tmp_path / "adapter")
     model = make_model().eval()
