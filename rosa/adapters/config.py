@@ -103,7 +103,8 @@ class RoadConfig(AdapterConfig):
             each a row. Variant 2 reaches every 2 x 2 matrix already: 4 has more numbers, and no more functions.
         targets (str or tuple of str): "all-linear", every linear layer of the decoder layers whose output width is
             even, as the paper has it; or the ends of their names, such as ("q_proj", "v_proj"). Embeddings and the
-            output layer are none of them.
+            output layer are none of them, nor layers whose weight the model's code takes by itself, as Mamba's fused
+            kernels do.
         pairing (str or int): which outputs are a pair. "neighbours", 2i and 2i + 1, the paper's, which fits every even
             width and is the default for that; "half", i and i + head size / 2 within groups of the head size; "rope",
             for the layers that make queries and keys, the pairs that the model's own RoPE rotates (variant 1 is then a

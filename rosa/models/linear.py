@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import re
 from typing import NamedTuple
 
 import torch
@@ -38,6 +41,32 @@ def linear_sites(model: nn.Module) -> list[LinearSite]:
     if not sites:
         raise UnsupportedModelError(f"{type(model).__name__} has no linear layers in its decoder layers")
     return list(sites.values())
+
+
+def passed_by(model: nn.Module, site: LinearSite) -> bool:
+    """Whether what holds the linear layer computes with its weight by itself, as Mamba's fused kernels and some routers
+    do: nobody sees the layer's own output there, at least on some devices."""
+    parent, _, name = site.name.rpartition(".")
+    return name in _weights_taken(type(model.get_submodule(parent)))
+
+
+@functools.cache
+def _weights_taken(module_class: type[nn.Module]) -> frozenset[str]:
+    """The children whose whole weight the class's forward takes, or a method that it calls."""
+    methods, seen, taken = {"forward"}, set(), set()
+    while methods:
+        seen.add(name := methods.pop())
+        method = inspect.unwrap(getattr(module_class, name, None))
+        if not inspect.isfunction(method) or method.__module__.startswith("torch."):
+            continue
+        methods |= {*method.__code__.co_names} - seen
+        try:
+            text = inspect.getsource(method)
+        except OSError:  # it was made without a file
+            continue
+        # Not a part of it, as Bloom's exact products of shards do, nor what it is like.
+        taken.update(re.findall(r"\bself\.(\w+)\.weight\b(?!\[|\.(?:dtype|device|shape)\b)", text))
+    return frozenset(taken)
 
 
 def output_width(module: nn.Module) -> int | None:
