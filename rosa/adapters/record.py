@@ -56,6 +56,7 @@ class Adapter:
     weights: dict[str, NormWeight]  # of these norms: the base's while it is attached, its own while it is not
     attached: bool = False
     hooks: list[RemovableHandle] = field(default_factory=list)  # on the norms that it widens
+    place: tuple[torch.dtype, torch.device] | None = None  # of the model when it was attached
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What it trains, by full name. While it is not attached, the norms hold other values than its own."""
@@ -79,12 +80,11 @@ class Adapter:
         self._exchange({n: w._replace(data=_widened(self.norms[n], w.data)) for n, w in self.weights.items()})
         widened = [norm for name, norm in self.norms.items() if norm.weight.dtype != self.weights[name].data.dtype]
         self.hooks = [norm.register_forward_hook(keep_dtype) for norm in widened]
+        self.place = self._place_of_model()
 
     def detach(self) -> None:
         """Takes them out again."""
-        for hook in self.hooks:
-            hook.remove()
-        self.hooks = []
+        self._remove_hooks()
         self._exchange({n: w._replace(data=self._as_the_model(n, w.data)) for n, w in self.weights.items()})
         self._remove_modules()
 
@@ -97,9 +97,14 @@ class Adapter:
         try:
             yield
         finally:
-            self._add_modules()
-            self._exchange(self.weights)
-            self.weights = base
+            if self._place_of_model() == self.place:
+                self._add_modules()
+                self._exchange(self.weights)
+                self.weights = base
+            else:  # the model was cast or moved meanwhile
+                self._remove_hooks()
+                self.move()
+                self.attach()
 
     def check_norms_in_memory(self) -> None:
         """Raises ValueError where accelerate offloads norms that it trains: other values put there would be ignored."""
@@ -124,7 +129,14 @@ class Adapter:
         """The weight of the base's norm, in the dtype that the model was cast to since the adapter was attached."""
         norm = self.norms[name]
         cast = norm.weight.dtype != trained_dtype(norm, base.dtype, self.config.torch_dtype)
+        # A widened norm is no wider where the model is cast to what it was widened to.
+        cast = cast or self._place_of_model()[0] != self.place[0]
         return base.to(norm.weight.dtype) if cast else base
+
+    def _place_of_model(self) -> tuple[torch.dtype, torch.device]:
+        """The dtype and the device of the first module that it adapts."""
+        weight = next(next(iter(self.hosts.values())).parameters())
+        return weight.dtype, weight.device
 
     def _own(self) -> dict[str, nn.Parameter]:
         return {
@@ -132,6 +144,11 @@ class Adapter:
             for name, module in self.modules.items()
             for weight, parameter in module.named_parameters()
         }
+
+    def _remove_hooks(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks = []
 
     def _add_modules(self) -> None:
         for name, host in self.hosts.items():

@@ -197,6 +197,14 @@ def test_unmerging_follows_the_model_into_another_dtype(make_model, batch):
     assert_equal_states(state(rosa.unpatch(model)), {name: tensor.bfloat16() for name, tensor in base.items()})
 
 
+def test_norms_of_a_model_that_was_cast_up_are_merged_as_they_were_trained(make_model):
+    model = stirred(make_model("llama", dtype=torch.bfloat16), train_norms=True).float()
+    trained = {name: tensor for name, tensor in state(model).items() if "norm" in name}
+    rosa.merge(model)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in trained.items())
+
+
 def test_merging_inside_inference_mode_leaves_a_model_that_trains(make_model, batch):
     model = stirred(make_model("llama"), train_norms=True)
     with torch.inference_mode():
