@@ -8,6 +8,7 @@ import re
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rosa.errors import UnsupportedModelError
@@ -81,10 +82,29 @@ def is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and isinstance(getattr(module, "nf", None), int)
 
 
-def _gives_its_product(module: nn.Module) -> bool:
-    """Not so the routers of mixtures of experts that are subclasses of `nn.Linear`, and give the choice of experts."""
-    if not type(module).__module__.startswith("transformers.models."):
+def is_plain(linear: nn.Module) -> bool:
+    """Whether a linear layer that is not quantized computes its weight's product and adds its bias, and no more: by the
+    code of `nn.Linear` or GPT-2's, or by that of a family, as Falcon's, which is tried out."""
+    if is_conv1d(linear) or type(linear).forward is nn.Linear.forward:
         return True
-    weight = module.weight
+    if not _is_of_a_family(linear) or not isinstance(linear, nn.Linear):
+        return False
+    x = torch.linspace(-1, 1, linear.in_features).to(linear.weight)[None]
     with torch.no_grad():
-        return isinstance(module.forward(weight.new_zeros(1, module.in_features)), Tensor)
+        return torch.allclose(linear.forward(x), F.linear(x, linear.weight, linear.bias), rtol=1e-2)
+
+
+def _gives_its_product(module: nn.Module) -> bool:
+    """Not so the routers of mixtures of experts that are subclasses of `nn.Linear`, and give the choice of experts, nor
+    DeepSeek-V4's grouped layers, which want their inputs in groups."""
+    if not _is_of_a_family(module):
+        return True
+    with torch.no_grad():
+        try:
+            return isinstance(module.forward(module.weight.new_zeros(1, module.in_features)), Tensor)
+        except RuntimeError:
+            return False
+
+
+def _is_of_a_family(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("transformers.models.")

@@ -78,8 +78,8 @@ def test_a_merged_model_computes_what_the_adapted_one_does(make_model, batch, va
     assert torch.equal(logits(model, batch), before)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "phi3", "gpt_neox", "mixtral", "gemma2"])
-def test_transposed_fused_and_routed_layers_merge_too(family, batch):
+@pytest.mark.parametrize("family", ["gpt2", "phi3", "gpt_neox", "mixtral", "gemma2", "falcon"])
+def test_transposed_fused_routed_and_families_own_layers_merge_too(family, batch):
     model = make_family(family)
     before = logits(model, batch)
     adapted = logits(stirred(model), batch)
@@ -360,6 +360,19 @@ def test_a_layer_that_peft_has_wrapped_is_refused_by_name(make_model, batch):
     stirred(model, targets=("q_proj",))
     adapted = logits(model, batch)
     torch.testing.assert_close(logits(rosa.merge(model), batch), adapted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_familys_own_layer_that_computes_more_is_refused_by_name(make_model, batch):
+    class Scaled(torch.nn.Linear):
+        __module__ = "transformers.models.llama.modeling_llama"
+
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = make_model("llama")
+    model.model.layers[1].mlp.up_proj = Scaled(32, 48, bias=False)
+    message = r"layers.1.mlp.up_proj is a transformers\.models\.llama.*Scaled, and what that computes is more than"
+    refused(stirred(model), batch, rosa.UnsupportedModelError, message)
 
 
 def test_shared_weights_are_refused_by_name(make_model, batch):
