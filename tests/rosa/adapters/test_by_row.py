@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import rosa
+from tests.rosa.families import make_model as make_family
 
 NEW = 6
 ROWS = ["b", None, "a", "b"]
@@ -289,6 +290,19 @@ def test_other_norms_and_tokens_without_their_rows(inputs, family, config):
     for i, name in enumerate(ROWS):
         expected = alone(model, name, lambda i=i: logits(model, row(inputs, i)))[0]
         torch.testing.assert_close(found[i][seen[i]], expected[seen[i]], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["road-norms", "rosa"])
+def test_rows_behind_a_dimension_of_streams(inputs, kind):
+    model = adapted(make_family("gemma3n_text"), KINDS[kind])  # whose hidden states are [4, batch, seq, width]
+    ids = inputs["input_ids"][:3]
+    with rosa.adapters_by_row(model, ROWS[:3]):
+        found = logits(model, {"input_ids": ids})
+        with pytest.raises(ValueError, match="was given 3 rows and the model a batch of 2"):
+            model(ids[:2])
+    for i, name in enumerate(ROWS[:3]):
+        expected = alone(model, name, lambda i=i: logits(model, {"input_ids": ids[i : i + 1]}))[0]
+        torch.testing.assert_close(found[i], expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["road-2", "rosa"])
