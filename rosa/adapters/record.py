@@ -67,6 +67,10 @@ class Adapter:
         norms = self.parameters() if self.attached else {name: weight.data for name, weight in self.weights.items()}
         return {name: tensor.detach() for name, tensor in (norms | self._own()).items()}
 
+    def lacks_values(self) -> bool:
+        """Whether any of that is on the meta device, as in models that are offloaded."""
+        return any(tensor.is_meta for tensor in self.tensors().values())
+
     def move(self) -> None:
         """Moves its modules to the devices of their hosts."""
         for name, host in self.hosts.items():

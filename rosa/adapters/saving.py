@@ -41,8 +41,8 @@ def save_adapter(
             whose layers all pair in groups of one size.
 
     Raises:
-        ValueError: the model is not patched, the adapter stands on the meta device, the folder holds a model, or peft
-            has no such adapter.
+        ValueError: the model is not patched, the adapter is offloaded or on the meta device, the folder holds a model,
+            or peft has no such adapter.
         KeyError: the model has no such adapter.
         FloatingPointError: a value is not finite.
         OSError: the files cannot be written.
@@ -50,8 +50,11 @@ def save_adapter(
     """
     owner, record = patched(model)
     adapter = record.adapter(adapter_name)
-    if any(tensor.is_meta for tensor in adapter.tensors().values()):
-        raise ValueError("this model is on the meta device: its adapter has no values to save")
+    if adapter.lacks_values():
+        raise ValueError(
+            f"this {type(owner).__name__} is offloaded or on the meta device, and its adapter has no values here to "
+            "save: save it before the model is offloaded"
+        )
     folder = Path(folder)
     refuse_model_folder(folder)
     theirs = peft_config(model, adapter) if as_peft else None

@@ -40,6 +40,7 @@ def gradients(model, batch):
 @pytest.mark.parametrize("offload", OFFLOADED.values(), ids=OFFLOADED)
 def test_a_patched_model_that_is_offloaded_generates_and_does_not_train(make_patched, batch, tmp_path, offload):
     whole, model = make_patched().eval(), make_patched().eval()
+    rosa.save_adapter(model, tmp_path / "adapter")
     offload(model, tmp_path)
     assert any(p.is_meta for name, p in model.named_parameters() if "roae" in name)
     assert torch.equal(logits(model, batch), logits(whole, batch))
@@ -47,6 +48,9 @@ def test_a_patched_model_that_is_offloaded_generates_and_does_not_train(make_pat
     assert torch.equal(model.generate(batch["input_ids"], **options), whole.generate(batch["input_ids"], **options))
     with pytest.raises(rosa.UnsupportedModelError, match=r"roae is offloaded to the CPU or to disk.*never train"):
         rosa.trainable_parameters(model)
+    for call in (rosa.save_adapter, rosa.load_adapter):
+        with pytest.raises(ValueError, match="Qwen2ForCausalLM is offloaded or on the meta device"):
+            call(model, tmp_path / "adapter")
     with pytest.raises(rosa.UnsupportedModelError, match="roae is offloaded to the CPU or to disk"):
         rosa.DynamicLayerSelection(torch.optim.SGD(model.parameters(), lr=0.1), model)
     assert rosa.count_parameters(model) == rosa.count_parameters(whole)

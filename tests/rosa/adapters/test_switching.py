@@ -255,7 +255,7 @@ def test_adapters_are_saved_and_loaded_by_name(crowd, make_model, batch, dtype, 
     rosa.load_adapter(fresh, tmp_path / "wide", "wide")  # over one that rests
     assert rosa.adapter_names(fresh) == [*CONFIGS, "active"] and rosa.active_adapter(fresh) == "wide"
     assert torch.equal(logits(fresh, batch), seen["wide"])
-    with pytest.raises(ValueError, match="this model is patched with RosaConfig"):
+    with pytest.raises(ValueError, match="'upper' of this Qwen2ForCausalLM has RosaConfig.*another adapter_name"):
         rosa.load_adapter(fresh, tmp_path / "wide", "upper")
     assert torch.equal(logits(fresh, batch), seen["wide"])
 
