@@ -83,7 +83,7 @@ class Adapter:
         self._add_modules()
         self._exchange({n: w._replace(data=_widened(self.norms[n], w.data)) for n, w in self.weights.items()})
         widened = [norm for name, norm in self.norms.items() if norm.weight.dtype != self.weights[name].data.dtype]
-        self.hooks = [norm.register_forward_hook(keep_dtype) for norm in widened]
+        self.hooks = [norm.register_forward_hook(keep_dtype, with_kwargs=True) for norm in widened]
         self.place = self._place_of_model()
 
     def detach(self) -> None:
@@ -248,7 +248,7 @@ class Patch:
         if self.rows is not None:
             raise ValueError(
                 "inside `with rosa.adapters_by_row(...)` the adapters of this model are those of its rows, and none is "
-                "changed, disabled or given to other rows: leave the block first"
+                "changed, deleted, disabled or given to other rows, nor the model saved: leave the block first"
             )
 
     def remove(self) -> None:
@@ -335,6 +335,7 @@ def _exchange(weight: nn.Parameter, incoming: NormWeight) -> NormWeight:
     return outgoing
 
 
-def keep_dtype(norm: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-    """A forward hook: the output of a widened norm in its input's dtype."""
-    return output.to(args[0].dtype)
+def keep_dtype(norm: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+    """A forward hook: the output of a widened norm in the dtype of its input, the first argument."""
+    x = args[0] if args else next(iter(kwargs.values()))
+    return output.to(x.dtype)

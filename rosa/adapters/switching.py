@@ -59,10 +59,12 @@ def delete_adapter(model: nn.Module, adapter_name: str) -> None:
 
     Raises:
         KeyError: the model has no such adapter.
-        ValueError: the model is not patched, or the adapter is active. Nothing is changed then.
+        ValueError: the model is not patched, is inside `adapters_by_row`, or the adapter is active. Nothing is changed
+            then.
     """
     record = patched(model)[1]
     record.adapter(adapter_name)
+    record.check_not_by_row()
     if adapter_name == record.active:
         raise ValueError(
             f"the adapter {adapter_name!r} is active: switch to another with rosa.set_adapter first, or take RoSA off "

@@ -443,6 +443,8 @@ def test_within_the_block_adapters_stay_as_they_are_and_after_an_exception_all_i
         found = logits(model, inputs)
         for call in (
             lambda: rosa.set_adapter(model, "a"),
+            lambda: rosa.delete_adapter(model, "a"),
+            lambda: model.save_pretrained(tmp_path / "model"),
             lambda: rosa.patch(model, ROSA, "c"),
             lambda: rosa.load_adapter(model, tmp_path, "c"),
             lambda: rosa.unpatch(model),
@@ -453,7 +455,7 @@ def test_within_the_block_adapters_stay_as_they_are_and_after_an_exception_all_i
                 call()
         assert torch.equal(logits(model, inputs), found)
         raise RuntimeError("inside")
-    assert same(fingerprint(model), before)
+    assert same(fingerprint(model), before) and not (tmp_path / "model").exists()
     with rosa.adapters_by_row(model, ROWS):
         assert torch.equal(logits(model, inputs), found)
 
