@@ -29,7 +29,7 @@ def _widen(norm: torch.nn.Module) -> None:
         wide = trained_dtype(norm, parameter.dtype, torch.float32)
         if wide != parameter.dtype and not hasattr(parameter, "ds_id"):
             parameter.data = parameter.data.to(wide)
-    norm.register_forward_hook(keep_dtype)
+    norm.register_forward_hook(keep_dtype, with_kwargs=True)
 
 
 def narrow_norms(model: PeftModel) -> None:

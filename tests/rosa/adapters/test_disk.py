@@ -118,7 +118,7 @@ def test_loading_into_a_patched_model(saved, make_patched, batch):
         other.model.layers[0].self_attn.roae.up.zero_()
     assert torch.equal(rosa.load_adapter(other, folder)(**batch).logits, model(**batch).logits)
     third = make_patched(config=rosa.RosaConfig(rank=8))
-    assert unchanged_after(third, ValueError, r"this Qwen2ForCausalLM has RosaConfig.*rank=8.*has RosaConfig.*rank=4", folder)
+    assert unchanged_after(third, ValueError, r"'default' of .* has RosaConfig.*rank=8.*has RosaConfig.*rank=4", folder)
 
 
 @pytest.mark.parametrize(
