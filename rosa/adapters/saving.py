@@ -35,7 +35,8 @@ def save_adapter(
     Args:
         model (nn.Module): a patched model, wrapped or not; the names in the file are those of the plain model.
         folder (path): made if need be; an adapter in it is replaced, at once or, if the process is killed, not at all.
-            A README.md that somebody else wrote stays as it is.
+            A README.md that somebody else wrote stays as it is, and so do a tokenizer and the form of the prompts that
+            `rosa train` left there: give an adapter that is asked otherwise a folder of its own.
         adapter_name (str, optional): None saves the active adapter.
         as_peft (bool): write what `peft.PeftModel.from_pretrained` loads, without a card: a RoAd adapter without norms
             whose layers all pair in groups of one size.
