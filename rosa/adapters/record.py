@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rosa.adapters.config import AdapterConfig
+from rosa.adapters.norm_weights import NormWeight, exchange, keep_dtype, trained_dtype, widened
 from rosa.models.decoder import rotary_functions
 from rosa.models.rotary import serve_adapters
 from rosa.models.sharding import check_not_sharded
@@ -30,14 +31,6 @@ class Kept(NamedTuple):
     module: nn.Module
     name: str  # of the parameter in the module
     data: Tensor
-
-
-class NormWeight(NamedTuple):
-    """What the weight of a norm holds: for the base, and for every adapter that trains it."""
-
-    data: Tensor
-    grad: Tensor | None
-    requires_grad: bool
 
 
 @dataclass
@@ -81,9 +74,9 @@ class Adapter:
     def attach(self) -> None:
         """Puts its modules and its norm weights into the model."""
         self._add_modules()
-        self._exchange({n: w._replace(data=_widened(self.norms[n], w.data)) for n, w in self.weights.items()})
-        widened = [norm for name, norm in self.norms.items() if norm.weight.dtype != self.weights[name].data.dtype]
-        self.hooks = [norm.register_forward_hook(keep_dtype, with_kwargs=True) for norm in widened]
+        self._exchange({n: w._replace(data=widened(self.norms[n], w.data)) for n, w in self.weights.items()})
+        wide = [norm for name, norm in self.norms.items() if norm.weight.dtype != self.weights[name].data.dtype]
+        self.hooks = [norm.register_forward_hook(keep_dtype, with_kwargs=True) for norm in wide]
         self.place = self._place_of_model()
 
     def detach(self) -> None:
@@ -165,7 +158,7 @@ class Adapter:
         self.attached = False
 
     def _exchange(self, incoming: dict[str, NormWeight]) -> None:
-        self.weights = {name: _exchange(norm.weight, incoming[name]) for name, norm in self.norms.items()}
+        self.weights = {name: exchange(norm.weight, incoming[name]) for name, norm in self.norms.items()}
 
 
 @dataclass
@@ -288,54 +281,3 @@ def patched(model: nn.Module) -> tuple[nn.Module, Patch]:
             f"{owner}, or rosa.unpatch that first"
         )
     raise ValueError(f"this {type(model).__name__} is not patched; call rosa.patch(model) first")
-
-
-def trained_weight(norm: nn.Module, base: Tensor, dtype: torch.dtype) -> NormWeight:
-    """A norm's weight as an adapter begins to train it: the base's value, in the adapter's dtype if that is wider.
-
-    In bfloat16 a step of 1e-3 on a weight of 1 rounds to none. The norm's output keeps the input's dtype, so the model
-    computes what it did.
-
-    Raises:
-        ValueError: ZeRO-3 has partitioned the norm in a narrower dtype.
-    """
-    wide = trained_dtype(norm, base.dtype, dtype)
-    if wide != base.dtype and hasattr(norm.weight, "ds_id"):
-        raise ValueError(
-            f"ZeRO-3 has partitioned the norms in {base.dtype} already, and trains parameters of one dtype only: use "
-            f'a configuration with adapter_dtype="{str(base.dtype).removeprefix("torch.")}", of which ZeRO keeps a '
-            "float32 copy"
-        )
-    return NormWeight(base.detach().to(wide, copy=True), None, True)
-
-
-def trained_dtype(norm: nn.Module, base: torch.dtype, adapter: torch.dtype) -> torch.dtype:
-    """In which dtype an adapter of this one trains a norm whose weight is of the base's: the wider of the two."""
-    widens = not isinstance(norm, nn.LayerNorm)  # whose kernels want input and weight alike
-    return torch.promote_types(base, adapter) if widens else base
-
-
-def _widened(norm: nn.Module, weight: Tensor) -> Tensor:
-    """An adapter's weight for a norm of the base, which may have another dtype than when the adapter was made."""
-    return weight.to(trained_dtype(norm, norm.weight.dtype, weight.dtype))
-
-
-def _exchange(weight: nn.Parameter, incoming: NormWeight) -> NormWeight:
-    """Puts a value in and returns what was there.
-
-    By `.data` and not in place: backward through a graph from before still finds its values once they are back.
-    """
-    outgoing = NormWeight(weight.data, weight.grad, weight.requires_grad)
-    weight.grad = None
-    # A base on the meta device had no values: those that the model was given since stay.
-    data = weight.data.to(incoming.data.dtype) if incoming.data.is_meta else incoming.data.to(weight.device)
-    weight.data = data
-    weight.grad = None if incoming.grad is None else incoming.grad.to(weight.device)
-    weight.requires_grad_(incoming.requires_grad)
-    return outgoing
-
-
-def keep_dtype(norm: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
-    """A forward hook: the output of a widened norm in the dtype of its input, the first argument."""
-    x = args[0] if args else next(iter(kwargs.values()))
-    return output.to(x.dtype)

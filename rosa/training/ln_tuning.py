@@ -6,7 +6,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.ln_tuning.layer import LNTuningLayer
 
-from rosa.adapters.record import keep_dtype, trained_dtype
+from rosa.adapters.norm_weights import keep_dtype, trained_dtype
 
 
 def widen_norms(model: PeftModel) -> None:

@@ -126,6 +126,16 @@ def test_hooks_around_weights_in_memory_change_nothing(make_model, make_patched,
 
 
 @pytest.mark.gpu
+def test_a_model_that_is_moved_while_it_is_disabled_has_its_adapter_there(make_patched, batch):
+    model = make_patched().eval()
+    expected = logits(model, batch)
+    with rosa.disabled(model):
+        model.cuda()
+    found = logits(model, {name: value.cuda() for name, value in batch.items()})
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("mapped_first", [True, False])
 def test_a_model_over_two_gpus_trains_as_on_one(make_model, make_patched, stir, batch, tmp_path, mapped_first):
