@@ -49,7 +49,7 @@ class Adapter:
     weights: dict[str, NormWeight]  # of these norms: the base's while it is attached, its own while it is not
     attached: bool = False
     hooks: list[RemovableHandle] = field(default_factory=list)  # on the norms that it widens
-    place: tuple[torch.dtype, torch.device] | None = None  # of the model when it was attached
+    dtype: torch.dtype | None = None  # of the model when it was attached
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What it trains, by full name. While it is not attached, the norms hold other values than its own."""
@@ -77,7 +77,7 @@ class Adapter:
         self._exchange({n: w._replace(data=widened(self.norms[n], w.data)) for n, w in self.weights.items()})
         wide = [norm for name, norm in self.norms.items() if norm.weight.dtype != self.weights[name].data.dtype]
         self.hooks = [norm.register_forward_hook(keep_dtype, with_kwargs=True) for norm in wide]
-        self.place = self._place_of_model()
+        self.dtype = self._example().dtype
 
     def detach(self) -> None:
         """Takes them out again."""
@@ -88,20 +88,21 @@ class Adapter:
     @contextmanager
     def silenced(self) -> Iterator[None]:
         """Takes it out for the time of the block. The norms keep their dtype, and so what DDP holds on to in them."""
-        base = self.weights
+        base, dtype, device = self.weights, self._example().dtype, self._example().device
         self._exchange({n: w._replace(data=w.data.to(self.norms[n].weight.dtype)) for n, w in base.items()})
         self._remove_modules()
         try:
             yield
         finally:
-            if self._place_of_model() == self.place:
+            if self._example().device != device:
+                self.move()
+            if self._example().dtype != dtype:  # the model was cast without it
+                self._remove_hooks()
+                self.attach()
+            else:
                 self._add_modules()
                 self._exchange(self.weights)
                 self.weights = base
-            else:  # the model was cast or moved meanwhile
-                self._remove_hooks()
-                self.move()
-                self.attach()
 
     def check_norms_in_memory(self) -> None:
         """Raises ValueError where accelerate offloads norms that it trains: other values put there would be ignored."""
@@ -127,13 +128,12 @@ class Adapter:
         norm = self.norms[name]
         cast = norm.weight.dtype != trained_dtype(norm, base.dtype, self.config.torch_dtype)
         # A widened norm is no wider where the model is cast to what it was widened to.
-        cast = cast or self._place_of_model()[0] != self.place[0]
+        cast = cast or self._example().dtype != self.dtype
         return base.to(norm.weight.dtype) if cast else base
 
-    def _place_of_model(self) -> tuple[torch.dtype, torch.device]:
-        """The dtype and the device of the first module that it adapts."""
-        weight = next(next(iter(self.hosts.values())).parameters())
-        return weight.dtype, weight.device
+    def _example(self) -> nn.Parameter:
+        """A parameter of the model that no adapter trains, which tells its dtype and device."""
+        return next(next(iter(self.hosts.values())).parameters())
 
     def _own(self) -> dict[str, nn.Parameter]:
         return {
