@@ -53,7 +53,10 @@ def find_base(descriptions: Mapping[Path, Mapping[str, Any]], given: str | None 
             raise ValueError(f"the adapter in {folder} does not say what base it was made for: {_remedy()}")
         found[folder] = Base(name, revision if isinstance(revision, str) else None)
     if len(set(found.values())) > 1:
-        both = "; ".join(f"{folder} names {base.name}" for folder, base in found.items())
+        both = "; ".join(
+            f"{folder} names {base.name}" + (f" at {base.revision}" if base.revision else "")
+            for folder, base in found.items()
+        )
         raise ValueError(f"the adapters were made for different bases ({both}): {_remedy()}")
     return next(iter(found.values()))
 

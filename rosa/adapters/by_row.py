@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -14,6 +15,7 @@ from rosa.adapters.road import Road, RopeRoad
 from rosa.adapters.roae import RoAE
 from rosa.adapters.row_modules import BY_ROW, NormByRow
 from rosa.adapters.rows import Rows
+from rosa.errors import UnsupportedModelError
 from rosa.models.decoder import decoder_layers
 
 # What adapters of one kind must have in common: one launch computes all of them.
@@ -42,8 +44,8 @@ def adapters_by_row(model: nn.Module, adapter_names: Sequence[str | None]) -> It
         KeyError: the model has no such adapter.
         ValueError: the model is not patched, is sharded or merged, is inside `disabled` or another such block, there
             are no rows, or the adapters cannot share a batch. In the block, a batch that is no multiple of the rows.
-        UnsupportedModelError: a norm that the adapters train cannot have a weight for each row; in the block, a layer
-            that computes tokens without their rows.
+        UnsupportedModelError: a norm that the adapters train cannot have a weight for each row, or a module that they
+            adapt is offloaded; in the block, a layer that computes tokens without their rows.
         After an error, in the block too, the model is as before.
     """
     record = patched(model)[1]
@@ -55,11 +57,14 @@ def adapters_by_row(model: nn.Module, adapter_names: Sequence[str | None]) -> It
     adapters = {name: record.adapter(name) for name in rows.adapters}
     record.check_switchable(model)
     _refuse_data_parallel(model)
+    _refuse_offloaded(adapters)
     _check_common(adapters)
-    for adapter in adapters.values():
-        adapter.move()
-    with record.active_adapter.silenced(), ExitStack() as undo:
-        _put_in(patched(model)[0], rows, adapters, undo)
+    with ExitStack() as undo:
+        with torch.inference_mode(False):  # what is made there cannot tell whether it was written to
+            for adapter in adapters.values():
+                adapter.move()
+            undo.enter_context(record.active_adapter.silenced())
+            _put_in(patched(model)[0], rows, adapters, undo)
         record.rows = rows.names
         undo.callback(setattr, record, "rows", None)
         yield model
@@ -152,4 +157,14 @@ def _refuse_data_parallel(model: nn.Module) -> None:
         raise ValueError(
             "DistributedDataParallel averages the gradients of the active adapter alone, and here others get some too: "
             "train one adapter at a time, or patch the model without it"
+        )
+
+
+def _refuse_offloaded(adapters: Mapping[str, Adapter]) -> None:
+    hosts = {name: host for adapter in adapters.values() for name, host in adapter.hosts.items()}
+    name = next((name for name, host in hosts.items() if any(p.is_meta for p in host.parameters())), None)
+    if name is not None:
+        raise UnsupportedModelError(
+            f"{name} is offloaded or on the meta device, where the weights of several adapters cannot be put together: "
+            "use rosa.adapters_by_row with a model in memory, or one adapter at a time"
         )

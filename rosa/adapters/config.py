@@ -102,8 +102,9 @@ class RoadConfig(AdapterConfig):
         variant (int): how many angles and scales a pair of outputs has. 1: one of each; 2: one of each a row; 4: two of
             each a row. Variant 2 reaches every 2 x 2 matrix already: 4 has more numbers, and no more functions.
         targets (str or tuple of str): "all-linear", every linear layer of the decoder layers whose output width is
-            even, as the paper has it; or the ends of their names, such as ("q_proj", "v_proj"). Embeddings and the
-            output layer are none of them.
+            even, as the paper has it; or the ends of their names, such as ("q_proj", "v_proj"), in any order.
+            Embeddings and the output layer are none of them, nor layers whose weight the model's code takes by itself,
+            as Mamba's fused kernels do.
         pairing (str or int): which outputs are a pair. "neighbours", 2i and 2i + 1, the paper's, which fits every even
             width and is the default for that; "half", i and i + head size / 2 within groups of the head size; "rope",
             for the layers that make queries and keys, the pairs that the model's own RoPE rotates (variant 1 is then a
@@ -126,7 +127,7 @@ class RoadConfig(AdapterConfig):
     train_norms: bool = False
 
     def __post_init__(self):
-        if isinstance(self.variant, bool) or self.variant not in VARIANTS:
+        if type(self.variant) is not int or self.variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(map(str, VARIANTS))}, got {self.variant!r}")
         if self.targets != ALL_LINEAR:
             object.__setattr__(self, "targets", _names(self.targets))
@@ -146,7 +147,7 @@ def _names(targets: Any) -> tuple[str, ...]:
         raise TypeError(f'targets must be "{ALL_LINEAR}" or a sequence of names, got {targets!r}') from None
     if not names or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"targets must hold names of linear layers, got {targets!r}")
-    return tuple(dict.fromkeys(names))
+    return tuple(sorted(set(names)))
 
 
 def _is_group(pairing: object) -> bool:

@@ -47,8 +47,8 @@ def load_adapter(
         AdapterError: a damaged file, an unknown format version, values that are not finite, or an adapter for another
             base model, or of a kind of peft's that is not RoAd.
         ValueError: the model has an adapter of this name with another configuration, the name does not fit, DeepSpeed
-            has the parameters, the active adapter is merged, or an adapter would be added inside
-            `torch.inference_mode()`.
+            has the parameters, the model is offloaded or on the meta device, the active adapter is merged, or an
+            adapter would be added inside `torch.inference_mode()`.
         Nothing is changed after an error.
     """
     folder = local_folder(source, revision, token)
@@ -61,7 +61,10 @@ def load_adapter(
             record.check_unmerged()
             adapter = record.adapters[adapter_name]
             if adapter.config != config:
-                raise ValueError(f"this model is patched with {adapter.config}, the adapter in {source} has {config}")
+                raise ValueError(
+                    f"the adapter {adapter_name!r} of this {type(model).__name__} has {adapter.config}, the one in "
+                    f"{source} has {config}: load it under another adapter_name"
+                )
             if adapter_name != record.active:
                 record.check_switchable(model)
             _refuse_managed(model, adapter.parameters().values())
@@ -76,6 +79,11 @@ def load_adapter(
         if not known:  # only now: what it takes in memory is there on disk
             adapter = make_adapter(plan, empty=True)
             _refuse_managed(model, adapter.parameters().values())
+        if adapter.lacks_values():
+            raise ValueError(
+                f"this {type(model).__name__} is offloaded or on the meta device, and what is loaded into it would be "
+                "lost: load the adapter into a model in memory, which may be offloaded then"
+            )
         tensors = {name: stored.tensor(name).to(place.dtype) for name, place in adapter.tensors().items()}
     broken = not_finite(tensors)
     if broken:

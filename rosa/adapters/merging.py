@@ -11,7 +11,7 @@ from rosa.adapters.config import RoadConfig
 from rosa.adapters.record import Adapter, Kept, patched
 from rosa.adapters.road import Road
 from rosa.errors import UnsupportedModelError
-from rosa.models.linear import is_conv1d
+from rosa.models.linear import is_conv1d, is_plain
 from rosa.models.names import plain
 from rosa.models.sharding import check_not_sharded
 from rosa.models.trainable import is_quantized
@@ -142,7 +142,7 @@ def _refuse_unmergeable(name: str, linear: nn.Module) -> None:
             f"{name} has no values here to merge into: it is offloaded or on the meta device. Merge before the model "
             "is offloaded"
         )
-    if not (is_conv1d(linear) or type(linear).forward is nn.Linear.forward) or "weight" not in linear._parameters:
+    if "weight" not in linear._parameters or not is_plain(linear):
         raise UnsupportedModelError(
             f"{name} is a {kind}, and what that computes is more than its own weight and bias say: take off first what "
             "was put around the linear layer (merge_and_unload of a PEFT model, for example)"

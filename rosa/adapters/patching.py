@@ -66,7 +66,8 @@ def unpatch(model: nn.Module) -> nn.Module:
     Norms of a model that was patched on the meta device keep their values: there were none before.
 
     Raises:
-        ValueError: the model is not patched, is sharded, is inside `disabled`, or parameters were renamed since.
+        ValueError: the model is not patched, is sharded, is inside `disabled`, its trained norms are offloaded, or
+            parameters were renamed since.
             Nothing is changed then.
     """
     owner, record = patched(model)
@@ -81,6 +82,7 @@ def unpatch(model: nn.Module) -> nn.Module:
     if record.kept:
         unmerge(model)
     record.check_enabled()
+    record.active_adapter.check_norms_in_memory()
     record.remove()
     for name, flag in record.requires_grad.items():
         parameters[name].requires_grad_(flag)

@@ -22,10 +22,10 @@ from rosa.adapters.folder import FORMAT_VERSION, WEIGHTS_NAME, StoredAdapter, re
 from rosa.adapters.plan import describe_base, method_of, unwrapped
 from rosa.adapters.record import Adapter, is_patched, patched
 from rosa.adapters.road import Pairing, Road
-from rosa.adapters.road_plan import NEIGHBOURS, chosen_sites
+from rosa.adapters.road_plan import NEIGHBOURS, able_sites, chosen_sites
 from rosa.errors import AdapterError
 from rosa.models.decoder import decoder_layers
-from rosa.models.linear import is_conv1d, linear_sites
+from rosa.models.linear import is_conv1d
 from rosa.models.names import plain
 
 PEFT_TYPE = "ROAD"
@@ -151,7 +151,7 @@ def _our_config(model: nn.Module, theirs: dict[str, Any], file: safe_open) -> Ro
         raise ValueError(f"its weights hold {foreign or 'nothing'}, expected road_theta and road_alpha of layers")
     names = {match[1] for match in keys.values()}
     owner = patched(model)[0] if is_patched(model) else unwrapped(model)
-    able = {plain(site.name): site for site in linear_sites(owner)}
+    able = {plain(site.name): site for site in able_sites(owner)}
     for name in sorted(names):
         if name not in able:
             raise ValueError(f"{name} is no linear layer in the decoder layers of this {type(owner).__name__}")

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from rosa.adapters.config import AdapterConfig, RoadConfig, RosaConfig
-from rosa.adapters.record import COMPOSED, Adapter, is_patched, patched, trained_weight
+from rosa.adapters.norm_weights import trained_weight
+from rosa.adapters.record import COMPOSED, Adapter, is_patched, patched
 from rosa.adapters.road_plan import RoadPlan, describe_road, plan_road
 from rosa.adapters.roae_plan import RoaePlan, describe_roae, plan_roae
 from rosa.models.decoder import DecoderLayer

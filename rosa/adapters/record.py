@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rosa.adapters.config import AdapterConfig
+from rosa.adapters.norm_weights import NormWeight, exchange, keep_dtype, trained_dtype, widened
 from rosa.models.decoder import rotary_functions
 from rosa.models.rotary import serve_adapters
 from rosa.models.sharding import check_not_sharded
@@ -30,14 +31,6 @@ class Kept(NamedTuple):
     module: nn.Module
     name: str  # of the parameter in the module
     data: Tensor
-
-
-class NormWeight(NamedTuple):
-    """What the weight of a norm holds: for the base, and for every adapter that trains it."""
-
-    data: Tensor
-    grad: Tensor | None
-    requires_grad: bool
 
 
 @dataclass
@@ -56,6 +49,7 @@ class Adapter:
     weights: dict[str, NormWeight]  # of these norms: the base's while it is attached, its own while it is not
     attached: bool = False
     hooks: list[RemovableHandle] = field(default_factory=list)  # on the norms that it widens
+    dtype: torch.dtype | None = None  # of the model when it was attached
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What it trains, by full name. While it is not attached, the norms hold other values than its own."""
@@ -65,6 +59,10 @@ class Adapter:
         """What it has learned, by full name, attached or not."""
         norms = self.parameters() if self.attached else {name: weight.data for name, weight in self.weights.items()}
         return {name: tensor.detach() for name, tensor in (norms | self._own()).items()}
+
+    def lacks_values(self) -> bool:
+        """Whether any of that is on the meta device, as in models that are offloaded."""
+        return any(tensor.is_meta for tensor in self.tensors().values())
 
     def move(self) -> None:
         """Moves its modules to the devices of their hosts."""
@@ -76,33 +74,48 @@ class Adapter:
     def attach(self) -> None:
         """Puts its modules and its norm weights into the model."""
         self._add_modules()
-        self._exchange({n: w._replace(data=_widened(self.norms[n], w.data)) for n, w in self.weights.items()})
-        widened = [norm for name, norm in self.norms.items() if norm.weight.dtype != self.weights[name].data.dtype]
-        self.hooks = [norm.register_forward_hook(keep_dtype) for norm in widened]
+        self._exchange({n: w._replace(data=widened(self.norms[n], w.data)) for n, w in self.weights.items()})
+        wide = [norm for name, norm in self.norms.items() if norm.weight.dtype != self.weights[name].data.dtype]
+        self.hooks = [norm.register_forward_hook(keep_dtype, with_kwargs=True) for norm in wide]
+        self.dtype = self._example().dtype
 
     def detach(self) -> None:
         """Takes them out again."""
-        for hook in self.hooks:
-            hook.remove()
-        self.hooks = []
+        self._remove_hooks()
         self._exchange({n: w._replace(data=self._as_the_model(n, w.data)) for n, w in self.weights.items()})
         self._remove_modules()
 
     @contextmanager
     def silenced(self) -> Iterator[None]:
         """Takes it out for the time of the block. The norms keep their dtype, and so what DDP holds on to in them."""
-        base = self.weights
+        base, dtype, device = self.weights, self._example().dtype, self._example().device
         self._exchange({n: w._replace(data=w.data.to(self.norms[n].weight.dtype)) for n, w in base.items()})
         self._remove_modules()
         try:
             yield
         finally:
-            self._add_modules()
-            self._exchange(self.weights)
-            self.weights = base
+            if self._example().device != device:
+                self.move()
+            if self._example().dtype != dtype:  # the model was cast without it
+                self._remove_hooks()
+                self.attach()
+            else:
+                self._add_modules()
+                self._exchange(self.weights)
+                self.weights = base
+
+    def check_norms_in_memory(self) -> None:
+        """Raises ValueError where accelerate offloads norms that it trains: other values put there would be ignored."""
+        for name, norm in self.norms.items():
+            if norm.weight.is_meta and hasattr(norm, "_hf_hook"):
+                raise ValueError(
+                    f"{name} is offloaded to the CPU or to disk, and would go on with the value that it has there: "
+                    "switch, disable or take off adapters that train norms before the model is offloaded"
+                )
 
     def check_base_known(self) -> None:
-        """Raises ValueError where the values that the norms had before are not known."""
+        """Raises ValueError where the values that the norms had before are not known, or cannot be put back."""
+        self.check_norms_in_memory()
         for name, norm in self.norms.items():
             if self.weights[name].data.is_meta and not norm.weight.is_meta:
                 raise ValueError(
@@ -114,7 +127,13 @@ class Adapter:
         """The weight of the base's norm, in the dtype that the model was cast to since the adapter was attached."""
         norm = self.norms[name]
         cast = norm.weight.dtype != trained_dtype(norm, base.dtype, self.config.torch_dtype)
+        # A widened norm is no wider where the model is cast to what it was widened to.
+        cast = cast or self._example().dtype != self.dtype
         return base.to(norm.weight.dtype) if cast else base
+
+    def _example(self) -> nn.Parameter:
+        """A parameter of the model that no adapter trains, which tells its dtype and device."""
+        return next(next(iter(self.hosts.values())).parameters())
 
     def _own(self) -> dict[str, nn.Parameter]:
         return {
@@ -122,6 +141,11 @@ class Adapter:
             for name, module in self.modules.items()
             for weight, parameter in module.named_parameters()
         }
+
+    def _remove_hooks(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks = []
 
     def _add_modules(self) -> None:
         for name, host in self.hosts.items():
@@ -134,7 +158,7 @@ class Adapter:
         self.attached = False
 
     def _exchange(self, incoming: dict[str, NormWeight]) -> None:
-        self.weights = {name: _exchange(norm.weight, incoming[name]) for name, norm in self.norms.items()}
+        self.weights = {name: exchange(norm.weight, incoming[name]) for name, norm in self.norms.items()}
 
 
 @dataclass
@@ -194,6 +218,8 @@ class Patch:
         self.check_enabled()
         check_not_sharded(model)
         self.active_adapter.check_base_known()
+        for adapter in self.adapters.values():
+            adapter.check_norms_in_memory()
 
     def check_unmerged(self) -> None:
         """Raises ValueError while the active adapter is merged into the model's weights."""
@@ -215,7 +241,7 @@ class Patch:
         if self.rows is not None:
             raise ValueError(
                 "inside `with rosa.adapters_by_row(...)` the adapters of this model are those of its rows, and none is "
-                "changed, disabled or given to other rows: leave the block first"
+                "changed, deleted, disabled or given to other rows, nor the model saved: leave the block first"
             )
 
     def remove(self) -> None:
@@ -255,53 +281,3 @@ def patched(model: nn.Module) -> tuple[nn.Module, Patch]:
             f"{owner}, or rosa.unpatch that first"
         )
     raise ValueError(f"this {type(model).__name__} is not patched; call rosa.patch(model) first")
-
-
-def trained_weight(norm: nn.Module, base: Tensor, dtype: torch.dtype) -> NormWeight:
-    """A norm's weight as an adapter begins to train it: the base's value, in the adapter's dtype if that is wider.
-
-    In bfloat16 a step of 1e-3 on a weight of 1 rounds to none. The norm's output keeps the input's dtype, so the model
-    computes what it did.
-
-    Raises:
-        ValueError: ZeRO-3 has partitioned the norm in a narrower dtype.
-    """
-    wide = trained_dtype(norm, base.dtype, dtype)
-    if wide != base.dtype and hasattr(norm.weight, "ds_id"):
-        raise ValueError(
-            f"ZeRO-3 has partitioned the norms in {base.dtype} already, and trains parameters of one dtype only: use "
-            f'a configuration with adapter_dtype="{str(base.dtype).removeprefix("torch.")}", of which ZeRO keeps a '
-            "float32 copy"
-        )
-    return NormWeight(base.detach().to(wide, copy=True), None, True)
-
-
-def trained_dtype(norm: nn.Module, base: torch.dtype, adapter: torch.dtype) -> torch.dtype:
-    """In which dtype an adapter of this one trains a norm whose weight is of the base's: the wider of the two."""
-    widens = not isinstance(norm, nn.LayerNorm)  # whose kernels want input and weight alike
-    return torch.promote_types(base, adapter) if widens else base
-
-
-def _widened(norm: nn.Module, weight: Tensor) -> Tensor:
-    """An adapter's weight for a norm of the base, which may have another dtype than when the adapter was made."""
-    return weight.to(trained_dtype(norm, norm.weight.dtype, weight.dtype))
-
-
-def _exchange(weight: nn.Parameter, incoming: NormWeight) -> NormWeight:
-    """Puts a value in and returns what was there.
-
-    By `.data` and not in place: backward through a graph from before still finds its values once they are back.
-    """
-    outgoing = NormWeight(weight.data, weight.grad, weight.requires_grad)
-    weight.grad = None
-    # A base on the meta device had no values: those that the model was given since stay.
-    data = weight.data.to(incoming.data.dtype) if incoming.data.is_meta else incoming.data.to(weight.device)
-    weight.data = data
-    weight.grad = None if incoming.grad is None else incoming.grad.to(weight.device)
-    weight.requires_grad_(incoming.requires_grad)
-    return outgoing
-
-
-def keep_dtype(norm: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-    """A forward hook: the output of a widened norm in its input's dtype."""
-    return output.to(args[0].dtype)

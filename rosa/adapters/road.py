@@ -58,7 +58,7 @@ class Road(nn.Module):
     ):
         super().__init__()
         self.variant, self.pairing, self.width = variant, pairing, width
-        self.before_rope = False  # whether the attention module's RopeRoad does it, in one launch with RoPE
+        self.joined = False  # whether the attention module has a RopeRoad for it
         numbers = self.numbers(variant, width)
         self.theta = nn.Parameter(torch.empty(numbers, dtype=dtype, device=device))
         self.alpha = nn.Parameter(torch.empty(numbers, dtype=dtype, device=device))
@@ -78,6 +78,12 @@ class Road(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """RoAd of an output `[..., width]`; shape and dtype as given."""
         return road(h, self.theta, self.alpha, inplace=True, **self.options)
+
+    @property
+    def before_rope(self) -> bool:
+        """Whether the attention module's RopeRoad does it, in one launch with RoPE. Not where accelerate offloads it:
+        it has values inside its own forward only."""
+        return self.joined and not self.theta.is_meta
 
     @property
     def options(self) -> dict[str, Any]:
@@ -123,7 +129,7 @@ class RopeRoad(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Adapted queries and keys after rotation; the arguments are those of RoAE's forward."""
         turn = self.layout.heads_first
-        weights = [None if road is None else (road.theta, road.alpha) for road in self.roads]
+        weights = [(road.theta, road.alpha) if road is not None and road.before_rope else None for road in self.roads]
         options = next(road.options for road in self.roads if road is not None)
         q, k = rope_road(
             turn(q), turn(k), *self.layout.pairwise(cos, sin), *weights, self.index(q),

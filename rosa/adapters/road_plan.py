@@ -11,7 +11,7 @@ from rosa.adapters.layers import chosen_layers
 from rosa.adapters.road import Pairing, Road, RopeRoad
 from rosa.errors import UnsupportedModelError
 from rosa.models.decoder import DecoderLayer, decoder_layers, nearest_config
-from rosa.models.linear import LinearSite, linear_sites, output_width
+from rosa.models.linear import LinearSite, linear_sites, output_width, passed_by
 from rosa.models.names import plain
 from rosa.models.probe import RotaryShape, RotarySite, rotary_sites
 
@@ -52,7 +52,7 @@ class RoadPlan(NamedTuple):
             before = [roads.get(f"{site.name}.{name}") for name in (site.shape.query, site.shape.key)]
             if any(before) and len({road.pairing for road in before if road is not None}) == 1:
                 for road in filter(None, before):
-                    road.before_rope = True
+                    road.joined = True
                 made[plain(site.name)] = (site.attention, RopeRoad(site.shape.layout, *before))
         return made
 
@@ -101,13 +101,22 @@ def chosen_sites(model: nn.Module, config: RoadConfig) -> list[LinearSite]:
         ValueError: it names some that there are none of.
         UnsupportedModelError: the model has no decoder layers, or none with linear layers.
     """
-    able = linear_sites(model)
+    able = able_sites(model)
     sites = able if config.targets == ALL_LINEAR else _named(model, able, config.targets)
     chosen = chosen_layers(model, config.layers, [site.layer for site in sites], "linear layer of these")
     sites = [site for site in sites if site.layer.name in chosen]
     if config.targets == ALL_LINEAR:
         sites = [site for site in sites if site.width % 2 == 0]  # gates of mixtures of experts may have one output
     return sites
+
+
+def able_sites(model: nn.Module) -> list[LinearSite]:
+    """The linear layers whose outputs RoAd can adapt, and merge: wherever the model runs they are what follows sees.
+
+    Raises:
+        UnsupportedModelError: the model has no decoder layers, or none with linear layers.
+    """
+    return [site for site in linear_sites(model) if not passed_by(model, site)]
 
 
 def describe_road(model: nn.Module) -> dict[str, int | str | bool]:
@@ -127,17 +136,23 @@ def _named(model: nn.Module, able: list[LinearSite], targets: tuple[str, ...]) -
     for target in targets:
         if not any(matches(site.name, target) for site in able):
             elsewhere = next((name for name, m in model.named_modules() if name and matches(name, target)), None)
-            reason = "which there is none of"
-            if elsewhere is not None:
-                module = model.get_submodule(elsewhere)
-                outside = isinstance(module, nn.Embedding) or output_width(module) is not None
-                reason = f"but {elsewhere} is {'outside of the decoder layers' if outside else 'no linear layer'}"
+            reason = "which there is none of" if elsewhere is None else f"but {_why_not(model, elsewhere)}"
             names = sorted({plain(site.name).rpartition(".")[2] for site in able})
             raise ValueError(
                 f"targets names {target!r}, {reason}: the linear layers in the decoder layers of this "
                 f"{type(model).__name__} are {', '.join(names)}"
             )
     return [site for site in able if any(matches(site.name, target) for target in targets)]
+
+
+def _why_not(model: nn.Module, name: str) -> str:
+    """Why RoAd adapts no module of this name."""
+    if any(site.name == name for site in linear_sites(model)):
+        parent = type(model.get_submodule(name.rpartition(".")[0])).__name__
+        return f"{parent} computes with the weight of {name} itself, and would pass RoAd by"
+    module = model.get_submodule(name)
+    outside = isinstance(module, nn.Embedding) or output_width(module) is not None
+    return f"{name} is {'outside of the decoder layers' if outside else 'no linear layer'}"
 
 
 def _rotating(model: nn.Module) -> list[RotarySite]:

@@ -19,6 +19,7 @@ def save_pretrained_saves_adapters() -> None:
     """Has the `save_pretrained` of transformers' models save the active adapter of those that are patched: the folder
     and the main process count, how a base would be written does not. For all others, inside `rosa.disabled`, where a
     patched model is its base, and while an adapter is merged, and the model is one like any other, it does what it did.
+    Inside `rosa.adapters_by_row`, where a model is several, it raises ValueError.
     """
     from transformers import PreTrainedModel  # takes seconds, and by now it has been imported
 
@@ -30,6 +31,8 @@ def save_pretrained_saves_adapters() -> None:
 
     @functools.wraps(original)
     def save_pretrained(self, *args, **kwargs):
+        if is_patched(self):
+            patched(self)[1].check_not_by_row()
         if not is_patched(self) or not patched(self)[1].active_adapter.attached:
             return original(self, *args, **kwargs)
         return _save(self, **signature.bind(self, *args, **kwargs).arguments)

@@ -35,14 +35,15 @@ def save_adapter(
     Args:
         model (nn.Module): a patched model, wrapped or not; the names in the file are those of the plain model.
         folder (path): made if need be; an adapter in it is replaced, at once or, if the process is killed, not at all.
-            A README.md that somebody else wrote stays as it is.
+            A README.md that somebody else wrote stays as it is, and so do a tokenizer and the form of the prompts that
+            `rosa train` left there: give an adapter that is asked otherwise a folder of its own.
         adapter_name (str, optional): None saves the active adapter.
         as_peft (bool): write what `peft.PeftModel.from_pretrained` loads, without a card: a RoAd adapter without norms
             whose layers all pair in groups of one size.
 
     Raises:
-        ValueError: the model is not patched, the adapter stands on the meta device, the folder holds a model, or peft
-            has no such adapter.
+        ValueError: the model is not patched, the adapter is offloaded or on the meta device, the folder holds a model,
+            or peft has no such adapter.
         KeyError: the model has no such adapter.
         FloatingPointError: a value is not finite.
         OSError: the files cannot be written.
@@ -50,8 +51,11 @@ def save_adapter(
     """
     owner, record = patched(model)
     adapter = record.adapter(adapter_name)
-    if any(tensor.is_meta for tensor in adapter.tensors().values()):
-        raise ValueError("this model is on the meta device: its adapter has no values to save")
+    if adapter.lacks_values():
+        raise ValueError(
+            f"this {type(owner).__name__} is offloaded or on the meta device, and its adapter has no values here to "
+            "save: save it before the model is offloaded"
+        )
     folder = Path(folder)
     refuse_model_folder(folder)
     theirs = peft_config(model, adapter) if as_peft else None

@@ -43,8 +43,8 @@ def set_adapter(model: nn.Module, adapter_name: str) -> None:
 
     Raises:
         KeyError: the model has no such adapter.
-        ValueError: the model is not patched, is sharded over several processes, is inside `disabled`, or its active
-            adapter is merged.
+        ValueError: the model is not patched, is sharded over several processes, is inside `disabled`, its active
+            adapter is merged, or norms that it trains are offloaded.
         Nothing is changed after an error.
     """
     record = patched(model)[1]
@@ -59,10 +59,12 @@ def delete_adapter(model: nn.Module, adapter_name: str) -> None:
 
     Raises:
         KeyError: the model has no such adapter.
-        ValueError: the model is not patched, or the adapter is active. Nothing is changed then.
+        ValueError: the model is not patched, is inside `adapters_by_row`, or the adapter is active. Nothing is changed
+            then.
     """
     record = patched(model)[1]
     record.adapter(adapter_name)
+    record.check_not_by_row()
     if adapter_name == record.active:
         raise ValueError(
             f"the adapter {adapter_name!r} is active: switch to another with rosa.set_adapter first, or take RoSA off "
@@ -79,8 +81,8 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     is back with its gradients and flags.
 
     Raises:
-        ValueError: the model is not patched, is sharded over several processes, is inside `adapters_by_row`, or its
-            active adapter is merged.
+        ValueError: the model is not patched, is sharded over several processes, is inside `adapters_by_row`, its
+            active adapter is merged, or norms that it trains are offloaded.
     """
     record = patched(model)[1]
     record.check_not_by_row()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import re
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rosa.errors import UnsupportedModelError
@@ -40,6 +44,32 @@ def linear_sites(model: nn.Module) -> list[LinearSite]:
     return list(sites.values())
 
 
+def passed_by(model: nn.Module, site: LinearSite) -> bool:
+    """Whether what holds the linear layer computes with its weight by itself, as Mamba's fused kernels and some routers
+    do: nobody sees the layer's own output there, at least on some devices."""
+    parent, _, name = site.name.rpartition(".")
+    return name in _weights_taken(type(model.get_submodule(parent)))
+
+
+@functools.cache
+def _weights_taken(module_class: type[nn.Module]) -> frozenset[str]:
+    """The children whose whole weight the class's forward takes, or a method that it calls."""
+    methods, seen, taken = {"forward"}, set(), set()
+    while methods:
+        seen.add(name := methods.pop())
+        method = inspect.unwrap(getattr(module_class, name, None))
+        if not inspect.isfunction(method) or method.__module__.startswith("torch."):
+            continue
+        methods |= {*method.__code__.co_names} - seen
+        try:
+            text = inspect.getsource(method)
+        except OSError:  # it was made without a file
+            continue
+        # Not a part of it, as Bloom's exact products of shards do, nor what it is like.
+        taken.update(re.findall(r"\bself\.(\w+)\.weight\b(?!\[|\.(?:dtype|device|shape)\b)", text))
+    return frozenset(taken)
+
+
 def output_width(module: nn.Module) -> int | None:
     """How many outputs a linear layer has, or None where the module is none."""
     if isinstance(getattr(module, "in_features", None), int):
@@ -52,10 +82,29 @@ def is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and isinstance(getattr(module, "nf", None), int)
 
 
-def _gives_its_product(module: nn.Module) -> bool:
-    """Not so the routers of mixtures of experts that are subclasses of `nn.Linear`, and give the choice of experts."""
-    if not type(module).__module__.startswith("transformers.models."):
+def is_plain(linear: nn.Module) -> bool:
+    """Whether a linear layer that is not quantized computes its weight's product and adds its bias, and no more: by the
+    code of `nn.Linear` or GPT-2's, or by that of a family, as Falcon's, which is tried out."""
+    if is_conv1d(linear) or type(linear).forward is nn.Linear.forward:
         return True
-    weight = module.weight
+    if not _is_of_a_family(linear) or not isinstance(linear, nn.Linear):
+        return False
+    x = torch.linspace(-1, 1, linear.in_features).to(linear.weight)[None]
     with torch.no_grad():
-        return isinstance(module.forward(weight.new_zeros(1, module.in_features)), Tensor)
+        return torch.allclose(linear.forward(x), F.linear(x, linear.weight, linear.bias), rtol=1e-2)
+
+
+def _gives_its_product(module: nn.Module) -> bool:
+    """Not so the routers of mixtures of experts that are subclasses of `nn.Linear`, and give the choice of experts, nor
+    DeepSeek-V4's grouped layers, which want their inputs in groups."""
+    if not _is_of_a_family(module):
+        return True
+    with torch.no_grad():
+        try:
+            return isinstance(module.forward(module.weight.new_zeros(1, module.in_features)), Tensor)
+        except RuntimeError:
+            return False
+
+
+def _is_of_a_family(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("transformers.models.")

@@ -6,7 +6,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.ln_tuning.layer import LNTuningLayer
 
-from rosa.adapters.record import keep_dtype, trained_dtype
+from rosa.adapters.norm_weights import keep_dtype, trained_dtype
 
 
 def widen_norms(model: PeftModel) -> None:
@@ -29,7 +29,7 @@ def _widen(norm: torch.nn.Module) -> None:
         wide = trained_dtype(norm, parameter.dtype, torch.float32)
         if wide != parameter.dtype and not hasattr(parameter, "ds_id"):
             parameter.data = parameter.data.to(wide)
-    norm.register_forward_hook(keep_dtype)
+    norm.register_forward_hook(keep_dtype, with_kwargs=True)
 
 
 def narrow_norms(model: PeftModel) -> None:

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import rosa
+from tests.rosa.families import make_model as make_family
 
 NEW = 6
 ROWS = ["b", None, "a", "b"]
@@ -237,6 +238,16 @@ def test_after_inference_mode_the_same_rows_train(make, inputs):
 
 
 @pytest.mark.parametrize("kind", ["road-2", "road-norms", "rosa", "both"])
+def test_a_block_that_begins_inside_inference_mode(make, inputs, kind):
+    model = adapted(make("qwen2", dtype=torch.bfloat16), KINDS[kind])
+    with rosa.adapters_by_row(model, ROWS):
+        expected = logits(model, inputs)
+    with torch.inference_mode(), rosa.adapters_by_row(model, ROWS):
+        assert torch.equal(logits(model, inputs), expected)
+    assert not any(p.is_inference() for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["road-2", "road-norms", "rosa", "both"])
 def test_a_bfloat16_base_with_float32_adapters(make, inputs, kind):
     model = adapted(make("qwen2", dtype=torch.bfloat16, initializer_range=0.1), KINDS[kind])
     with rosa.adapters_by_row(model, ROWS):
@@ -279,6 +290,19 @@ def test_other_norms_and_tokens_without_their_rows(inputs, family, config):
     for i, name in enumerate(ROWS):
         expected = alone(model, name, lambda i=i: logits(model, row(inputs, i)))[0]
         torch.testing.assert_close(found[i][seen[i]], expected[seen[i]], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["road-norms", "rosa"])
+def test_rows_behind_a_dimension_of_streams(inputs, kind):
+    model = adapted(make_family("gemma3n_text"), KINDS[kind])  # whose hidden states are [4, batch, seq, width]
+    ids = inputs["input_ids"][:3]
+    with rosa.adapters_by_row(model, ROWS[:3]):
+        found = logits(model, {"input_ids": ids})
+        with pytest.raises(ValueError, match="was given 3 rows and the model a batch of 2"):
+            model(ids[:2])
+    for i, name in enumerate(ROWS[:3]):
+        expected = alone(model, name, lambda i=i: logits(model, {"input_ids": ids[i : i + 1]}))[0]
+        torch.testing.assert_close(found[i], expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["road-2", "rosa"])
@@ -419,6 +443,8 @@ def test_within_the_block_adapters_stay_as_they_are_and_after_an_exception_all_i
         found = logits(model, inputs)
         for call in (
             lambda: rosa.set_adapter(model, "a"),
+            lambda: rosa.delete_adapter(model, "a"),
+            lambda: model.save_pretrained(tmp_path / "model"),
             lambda: rosa.patch(model, ROSA, "c"),
             lambda: rosa.load_adapter(model, tmp_path, "c"),
             lambda: rosa.unpatch(model),
@@ -429,7 +455,7 @@ def test_within_the_block_adapters_stay_as_they_are_and_after_an_exception_all_i
                 call()
         assert torch.equal(logits(model, inputs), found)
         raise RuntimeError("inside")
-    assert same(fingerprint(model), before)
+    assert same(fingerprint(model), before) and not (tmp_path / "model").exists()
     with rosa.adapters_by_row(model, ROWS):
         assert torch.equal(logits(model, inputs), found)
 

@@ -1,8 +1,8 @@
-"""RosaConfig: the paper's defaults, and every field refused by name where it does not fit."""
+"""RosaConfig and RoadConfig: the paper's defaults, and every field refused by name where it does not fit."""
 
 import pytest
 
-from rosa import RosaConfig
+from rosa import RoadConfig, RosaConfig
 
 
 def test_defaults_are_the_papers():
@@ -53,6 +53,29 @@ def test_layers_are_sorted():
 def test_bad_fields_are_named(fields, error, message):
     with pytest.raises(error, match=message):
         RosaConfig(**fields)
+
+
+@pytest.mark.parametrize("targets", [("v_proj", "q_proj"), ["q_proj", "v_proj", "q_proj"], {"q_proj", "v_proj"}])
+def test_equal_targets_are_equal_configurations(targets):
+    assert RoadConfig(targets=targets) == RoadConfig(targets=("q_proj", "v_proj"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        (dict(variant=3), ValueError, "variant must be one of 1, 2, 4, got 3"),
+        (dict(variant=1.0), ValueError, "variant must be one of 1, 2, 4, got 1.0"),
+        (dict(variant=True), ValueError, "variant must be one of 1, 2, 4, got True"),
+        (dict(targets="q_proj"), ValueError, "or a sequence of names .* got 'q_proj'"),
+        (dict(targets=3), TypeError, "or a sequence of names, got 3"),
+        (dict(targets=()), ValueError, r"targets must hold names of linear layers, got \(\)"),
+        (dict(pairing=3), ValueError, "an even group size from 2, got 3"),
+        (dict(train_norms=1), TypeError, "train_norms must be a bool, got 1"),
+    ],
+)
+def test_bad_fields_of_road_are_named(fields, error, message):
+    with pytest.raises(error, match=message):
+        RoadConfig(**fields)
 
 
 def test_r_low_that_leaves_no_pair_is_refused():

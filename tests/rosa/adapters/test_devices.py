@@ -40,6 +40,7 @@ def gradients(model, batch):
 @pytest.mark.parametrize("offload", OFFLOADED.values(), ids=OFFLOADED)
 def test_a_patched_model_that_is_offloaded_generates_and_does_not_train(make_patched, batch, tmp_path, offload):
     whole, model = make_patched().eval(), make_patched().eval()
+    rosa.save_adapter(model, tmp_path / "adapter")
     offload(model, tmp_path)
     assert any(p.is_meta for name, p in model.named_parameters() if "roae" in name)
     assert torch.equal(logits(model, batch), logits(whole, batch))
@@ -47,9 +48,54 @@ def test_a_patched_model_that_is_offloaded_generates_and_does_not_train(make_pat
     assert torch.equal(model.generate(batch["input_ids"], **options), whole.generate(batch["input_ids"], **options))
     with pytest.raises(rosa.UnsupportedModelError, match=r"roae is offloaded to the CPU or to disk.*never train"):
         rosa.trainable_parameters(model)
+    for call in (rosa.save_adapter, rosa.load_adapter):
+        with pytest.raises(ValueError, match="Qwen2ForCausalLM is offloaded or on the meta device"):
+            call(model, tmp_path / "adapter")
     with pytest.raises(rosa.UnsupportedModelError, match="roae is offloaded to the CPU or to disk"):
         rosa.DynamicLayerSelection(torch.optim.SGD(model.parameters(), lr=0.1), model)
     assert rosa.count_parameters(model) == rosa.count_parameters(whole)
+
+
+@pytest.mark.parametrize("offload", OFFLOADED.values(), ids=OFFLOADED)
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj",)], ids=["all linear layers", "queries alone"])
+def test_road_of_an_offloaded_model_is_that_of_the_model_in_memory(make_model, batch, tmp_path, targets, offload):
+    model = rosa.patch(make_model(initializer_range=0.3), rosa.RoadConfig(targets=targets)).eval()
+    before = logits(model, batch)
+    with torch.no_grad():
+        for parameter in rosa.trainable_parameters(model):
+            parameter += torch.linspace(-0.5, 0.5, len(parameter))
+    expected = logits(model, batch)
+    assert not torch.allclose(expected, before, atol=1e-2)
+    offload(model, tmp_path)
+    torch.testing.assert_close(logits(model, batch), expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(rosa.UnsupportedModelError, match="road is offloaded to the CPU or to disk"):
+        rosa.trainable_parameters(model)
+
+
+@pytest.mark.parametrize("train_norms", [True, False])
+def test_adapters_of_an_offloaded_model_are_switched_where_they_train_no_norms(make_model, batch, train_norms):
+    model = make_model().eval()
+    seen = {"base": logits(model, batch)}
+    for name in "ab":
+        rosa.patch(model, rosa.RoadConfig(train_norms=train_norms), name)
+        with torch.no_grad():
+            for parameter in rosa.trainable_parameters(model):
+                parameter += 0.1 * torch.randn_like(parameter)
+        seen[name] = logits(model, batch)
+    cpu_offload(model, execution_device="cpu")
+    if train_norms:
+        for change in (rosa.unpatch, lambda m: rosa.set_adapter(m, "a"), lambda m: rosa.disabled(m).__enter__()):
+            with pytest.raises(ValueError, match=r"layernorm.weight is offloaded .*before the model is offloaded"):
+                change(model)
+        assert torch.equal(logits(model, batch), seen["b"])
+    else:
+        with pytest.raises(rosa.UnsupportedModelError, match="q_proj is offloaded .*adapters_by_row with a model in"):
+            rosa.adapters_by_row(model, ["a", "b"]).__enter__()
+        with rosa.disabled(model):
+            assert torch.equal(logits(model, batch), seen["base"])
+        rosa.set_adapter(model, "a")
+        torch.testing.assert_close(logits(model, batch), seen["a"])
+        assert torch.equal(logits(rosa.unpatch(model), batch), seen["base"])
 
 
 @pytest.mark.parametrize("offload", OFFLOADED.values(), ids=OFFLOADED)
@@ -77,6 +123,17 @@ def test_hooks_around_weights_in_memory_change_nothing(make_model, make_patched,
         hook(model)
     found = gradients(model, batch)
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.gpu
+def test_a_model_that_is_moved_while_it_is_disabled_has_its_adapter_there(make_patched, batch):
+    model = make_patched(dtype=torch.bfloat16).eval()
+    expected = logits(model, batch)
+    with rosa.disabled(model):
+        model.cuda()
+    found = logits(model, {name: value.cuda() for name, value in batch.items()})
+    torch.testing.assert_close(found.cpu(), expected, atol=0.02, rtol=0.02)
+    assert {p.dtype for p in rosa.unpatch(model).parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.gpu

@@ -118,7 +118,7 @@ def test_loading_into_a_patched_model(saved, make_patched, batch):
         other.model.layers[0].self_attn.roae.up.zero_()
     assert torch.equal(rosa.load_adapter(other, folder)(**batch).logits, model(**batch).logits)
     third = make_patched(config=rosa.RosaConfig(rank=8))
-    assert unchanged_after(third, ValueError, r"patched with RosaConfig.*rank=8.*has RosaConfig.*rank=4", folder)
+    assert unchanged_after(third, ValueError, r"'default' of .* has RosaConfig.*rank=8.*has RosaConfig.*rank=4", folder)
 
 
 @pytest.mark.parametrize(
@@ -301,9 +301,20 @@ def test_loading_draws_none_where_a_twin_on_the_cpu_is_followed(tmp_path):
 def test_saving_what_is_not_patched_or_has_no_values(make_model, tmp_path):
     with pytest.raises(ValueError, match="is not patched"):
         rosa.save_adapter(make_model(), tmp_path / "out")
-    with pytest.raises(ValueError, match="meta device"):
+    with pytest.raises(ValueError, match="is offloaded or on the meta device"):
         rosa.save_adapter(rosa.patch(make_model().to("meta")), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_loading_where_values_would_be_lost_is_refused(make_model, make_patched, tmp_path, known):
+    rosa.save_adapter(make_patched(), tmp_path)
+    model = make_model().to("meta")
+    if known:
+        rosa.patch(model, rosa.RosaConfig(rank=4))
+    with pytest.raises(ValueError, match="is offloaded or on the meta device, and what is loaded .* lost"):
+        rosa.load_adapter(model, tmp_path)
+    assert rosa.is_patched(model) == known
 
 
 def test_the_model_card_says_what_it_is_and_how_to_load_it(make_patched, tmp_path):

@@ -78,8 +78,8 @@ def test_a_merged_model_computes_what_the_adapted_one_does(make_model, batch, va
     assert torch.equal(logits(model, batch), before)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "phi3", "gpt_neox", "mixtral", "gemma2"])
-def test_transposed_fused_and_routed_layers_merge_too(family, batch):
+@pytest.mark.parametrize("family", ["gpt2", "phi3", "gpt_neox", "mixtral", "gemma2", "falcon"])
+def test_transposed_fused_routed_and_families_own_layers_merge_too(family, batch):
     model = make_family(family)
     before = logits(model, batch)
     adapted = logits(stirred(model), batch)
@@ -197,6 +197,14 @@ def test_unmerging_follows_the_model_into_another_dtype(make_model, batch):
     assert_equal_states(state(rosa.unpatch(model)), {name: tensor.bfloat16() for name, tensor in base.items()})
 
 
+def test_norms_of_a_model_that_was_cast_up_are_merged_as_they_were_trained(make_model):
+    model = stirred(make_model("llama", dtype=torch.bfloat16), train_norms=True).float()
+    trained = {name: tensor for name, tensor in state(model).items() if "norm" in name}
+    rosa.merge(model)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in trained.items())
+
+
 def test_merging_inside_inference_mode_leaves_a_model_that_trains(make_model, batch):
     model = stirred(make_model("llama"), train_norms=True)
     with torch.inference_mode():
@@ -253,7 +261,7 @@ def test_while_merged_no_adapter_is_loaded(merged, make_model, batch, tmp_path):
     rosa.save_adapter(stirred(make_model("llama"), 0.1, train_norms=True), tmp_path)
     computed = logits(merged, batch)
     for name in ("default", "other", "new"):
-        with pytest.raises(ValueError, match="'default' is merged into the weights|is patched with RosaConfig"):
+        with pytest.raises(ValueError, match="'default' is merged into the weights|has RosaConfig.*another adapter"):
             rosa.load_adapter(merged, tmp_path, name)
     rosa.delete_adapter(merged, "other")
     with pytest.raises(ValueError, match="'default' is active"):
@@ -352,6 +360,19 @@ def test_a_layer_that_peft_has_wrapped_is_refused_by_name(make_model, batch):
     stirred(model, targets=("q_proj",))
     adapted = logits(model, batch)
     torch.testing.assert_close(logits(rosa.merge(model), batch), adapted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_familys_own_layer_that_computes_more_is_refused_by_name(make_model, batch):
+    class Scaled(torch.nn.Linear):
+        __module__ = "transformers.models.llama.modeling_llama"
+
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = make_model("llama")
+    model.model.layers[1].mlp.up_proj = Scaled(32, 48, bias=False)
+    message = r"layers.1.mlp.up_proj is a transformers\.models\.llama.*Scaled, and what that computes is more than"
+    refused(stirred(model), batch, rosa.UnsupportedModelError, message)
 
 
 def test_shared_weights_are_refused_by_name(make_model, batch):

@@ -74,6 +74,12 @@ def test_a_small_step_moves_every_parameter(make_patched, batch, base, autocast,
             assert moved > 0.9, f"{name}: {moved:.0%} of the values"
 
 
+def test_a_norm_that_trains_keeps_the_dtype_of_what_it_is_given_by_name_too(make_patched):
+    norm = make_patched(dtype=torch.bfloat16).model.layers[0].input_layernorm
+    x = torch.ones(1, 2, 32, dtype=torch.bfloat16)
+    assert norm(x).dtype == norm(hidden_states=x).dtype == torch.bfloat16 != norm.weight.dtype
+
+
 def test_steps_whose_gradients_overflow_are_skipped_and_not_counted(make_patched, batch):
     model = make_patched(initializer_range=0.3).train()
     before = [p.detach().clone() for p in model.parameters()]

@@ -74,7 +74,7 @@ def test_rope_in_the_same_op_changes_nothing(batch, variant, pairing):
         del layer.self_attn.rope_road
         layer.self_attn.rope_road = None
     for road in roads(model).values():
-        road.before_rope = False
+        road.joined = False
     torch.testing.assert_close(model(**batch).logits, together, atol=1e-5, rtol=1e-5)
 
 

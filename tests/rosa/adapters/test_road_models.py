@@ -75,3 +75,31 @@ def test_a_patched_model_is_the_model_and_eq_3(family, ids):
                 hook.remove()
         rosa.unpatch(model)
         assert torch.equal(logits(model, ids), before)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("jamba", "dt_proj"), ("longcat_flash", "classifier"), ("bamba", "out_proj")]
+)
+def test_layers_whose_weight_the_family_takes_itself_are_left_out_and_refused_by_name(family, name):
+    model = rosa.patch(make_model(family, "meta"), rosa.RoadConfig())
+    linears = {key: module for key, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert any(key.endswith(f".{name}") for key in linears)
+    assert not any(key.endswith(f".{name}") and hasattr(linear, "road") for key, linear in linears.items())
+    rosa.unpatch(model)
+    with pytest.raises(ValueError, match=rf"but \w+ computes with the weight of .*{name} itself"):
+        rosa.patch(model, rosa.RoadConfig(targets=(name,)))
+
+
+def test_layers_of_which_the_family_takes_parts_in_a_branch_of_its_own_are_adapted():
+    model = rosa.patch(make_model("bloom", "meta"), rosa.RoadConfig())
+    assert all(hasattr(layer.self_attention.dense, "road") for layer in model.transformer.h)
+
+
+def test_layers_that_want_their_inputs_in_groups_are_none_of_the_linear_ones(ids):
+    model = make_model("deepseek_v4")
+    before = logits(model, ids)
+    rosa.patch(model, rosa.RoadConfig())
+    assert not any(hasattr(layer.self_attn.o_a_proj, "road") for layer in model.model.layers)
+    torch.testing.assert_close(logits(model, ids), before, atol=1e-5, rtol=1e-5)
+    stir(model)
+    assert not torch.allclose(logits(model, ids), before, atol=1e-3)

@@ -1,5 +1,6 @@
 """Several adapters on one model: switched, deleted and disabled, each time bitwise the model that it should be."""
 
+import contextlib
 import copy
 
 import pytest
@@ -98,22 +99,28 @@ def test_unpatch_is_exact_from_any_adapter(make_model, batch, dtype, last):
     assert same(fingerprint(rosa.unpatch(model)), before)
 
 
+CASTS = [(torch.float32, torch.bfloat16), (torch.float32, torch.float64), (torch.bfloat16, torch.float32)]
+
+
 @pytest.mark.parametrize("family", ["llama", "phi"], ids=["rms-norm", "layer-norm"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=["bfloat16", "float64"])
-def test_a_model_that_is_cast_with_adapters_goes_on_as_one_of_that_dtype(batch, family, dtype):
+@pytest.mark.parametrize(("before", "dtype"), CASTS, ids=["bfloat16", "float64", "from bfloat16"])
+@pytest.mark.parametrize("disabled", [False, True])
+def test_a_model_that_is_cast_with_adapters_goes_on_as_one_of_that_dtype(batch, family, before, dtype, disabled):
     sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, vocab_size=96)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes)).eval()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes)).to(before).eval()
     plain = copy.deepcopy(model).to(dtype)
+    seen = {}
     for seed, name in enumerate(("resting", "active")):
-        stirred(rosa.patch(model, rosa.RosaConfig(rank=4, r_low=0.5), name), seed)
-    rosa.set_adapter(model, "resting")
-    expected = logits(model, batch)
-    rosa.set_adapter(model, "active")
-    model.to(dtype)
-    assert logits(model, batch).dtype == dtype
-    rosa.set_adapter(model, "resting")
-    torch.testing.assert_close(logits(model, batch), expected.to(dtype), atol=0.05, rtol=0.05)
+        seen[name] = logits(stirred(rosa.patch(model, rosa.RosaConfig(rank=4, r_low=0.5), name), seed), batch)
+    with rosa.disabled(model) if disabled else contextlib.nullcontext():
+        model.to(dtype)
+    for name in ("active", "resting"):
+        rosa.set_adapter(model, name)
+        assert logits(model, batch).dtype == dtype
+        torch.testing.assert_close(logits(model, batch), seen[name].to(dtype), atol=0.05, rtol=0.05)
+        with rosa.disabled(model):
+            torch.testing.assert_close(logits(model, batch), logits(plain, batch), atol=0.02, rtol=0.02)
     rosa.unpatch(model)
     assert {p.dtype for p in model.parameters()} == {dtype}
     assert torch.equal(logits(model, batch), logits(plain, batch))
@@ -248,7 +255,7 @@ def test_adapters_are_saved_and_loaded_by_name(crowd, make_model, batch, dtype, 
     rosa.load_adapter(fresh, tmp_path / "wide", "wide")  # over one that rests
     assert rosa.adapter_names(fresh) == [*CONFIGS, "active"] and rosa.active_adapter(fresh) == "wide"
     assert torch.equal(logits(fresh, batch), seen["wide"])
-    with pytest.raises(ValueError, match="this model is patched with RosaConfig"):
+    with pytest.raises(ValueError, match="'upper' of this Qwen2ForCausalLM has RosaConfig.*another adapter_name"):
         rosa.load_adapter(fresh, tmp_path / "wide", "upper")
     assert torch.equal(logits(fresh, batch), seen["wide"])
 

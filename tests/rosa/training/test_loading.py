@@ -137,6 +137,8 @@ def test_the_commit_of_a_base_on_the_hub_is_kept_and_found_again(base, tmp_path)
     assert find_base({tmp_path: old}) == Base("user/base")
     with pytest.raises(ValueError, match="out names user/base; two names user/other"):
         find_base({"out": old, "two": {"base_model_name_or_path": "user/other"}})
+    with pytest.raises(ValueError, match="out names user/base; two names user/base at abc123"):
+        find_base({"out": old, "two": old | {"revision": "abc123"}})
 
 
 def test_a_composition_is_loaded_with_no_task_chosen(base, tmp_path):
