@@ -1,4 +1,5 @@
-"""What the paper's methods train, and what of them fits a card of 24 GB: counts and formulas, nothing measured.
+"""What the paper's methods train, and what of them fits a card of 24 GB: counts and formulas, nothing measured but the
+trial of `benchmarks.paper_trial`.
 
     python -m benchmarks.paper            writes the tables into docs/paper.md
     python -m benchmarks.paper --print    prints them
@@ -27,6 +28,7 @@ from benchmarks import padding, scaling, static
 from benchmarks.document import update_or_print
 from benchmarks.paper_counts import ALL, MODELS, build, linears, methods, sizes
 from benchmarks.paper_printed import averages_table, newer_table, parameters_table, table
+from benchmarks.paper_trial import trial_table
 from rosa.models.decoder import decoder_layers
 from rosa.training.memory import CONTEXT, GIB, LOADED, STATE, kept_by_layers, logits, quantized, state_bytes
 
@@ -169,6 +171,7 @@ def _fits(size: float) -> str:
 def tables() -> dict[str, str]:
     """The document's generated parts by name."""
     return {
+        "trial": trial_table(),
         "parameters": parameters_table(),
         "newer": newer_table(),
         "averages": averages_table(),
