@@ -205,12 +205,19 @@ def _draw_band(axes, places, mean: Tensor, least: Tensor, greatest: Tensor, over
 
 
 def _draw_heads(figure: Figure, axes: Axes, layers: Sequence[LayerGains], states: str) -> None:
-    distances = torch.stack([(one.mean[states] - 1).abs().mean((1, 2)) for one in layers], dim=1)  # [heads, layers]
-    centres = ([one.layer for one in layers], range(len(distances)))
-    figure.colorbar(axes.pcolormesh(*centres, distances.tolist(), cmap="Greys", vmin=0), ax=axes)
+    image = axes.imshow(_by_head(layers, states).tolist(), aspect="auto", origin="lower", cmap="Greys", vmin=0)
+    figure.colorbar(image, ax=axes)
     axes.set_ylabel(f"head of {states}")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _by_head(layers: Sequence[LayerGains], states: str) -> Tensor:
+    """How far the mean gains of a head's pairs are from 1, `[heads, layers]`; NaN of layers that have no RoAE."""
+    distances = torch.full((len(layers[0].mean[states]), layers[-1].layer + 1), torch.nan, dtype=torch.float64)
+    for one in layers:
+        distances[:, one.layer] = (one.mean[states] - 1).abs().mean((1, 2))
+    return distances
 
 
 def _rows(layers: Sequence[LayerGains]) -> Iterator[tuple]:

@@ -8,7 +8,7 @@ import torch
 import rosa
 from rosa.adapters.roae import RoAE
 from rosa.inspection.activations import measure
-from rosa.inspection.gains import draw_gains, gains_table, measure_gains
+from rosa.inspection.gains import LayerGains, _by_head, draw_gains, gains_table, measure_gains
 
 TOKENS = {"input_ids": torch.tensor([[5, 9, 12, 7, 3], [4, 8, 2, 2, 2]]), "attention_mask": torch.ones(2, 5).long()}
 TOKENS["attention_mask"][1, 3:] = 0
@@ -71,6 +71,16 @@ def test_the_table_and_the_picture_hold_the_numbers(patched, tmp_path):
         "0", "queries", "0", "real", "0",
     )  # fmt: skip
     assert float(first["mean"]) == pytest.approx(layers[0].mean["queries"][0, 0, 0].item(), rel=1e-5)
+
+
+def test_each_head_stands_at_its_layer_and_a_single_one_is_drawn(tmp_path):
+    gains = {"queries": 1 + torch.tensor([0.1, -0.3]).double().expand(3, 2, 2), "keys": torch.ones(1, 2, 2).double()}
+    layer = LayerGains(2, 1, gains, gains, gains, gains)
+    found = _by_head([layer], "queries")
+    assert found.shape == (3, 3) and found[:, :2].isnan().all()
+    torch.testing.assert_close(found[:, 2], torch.full((3,), 0.2, dtype=torch.float64))
+    draw_gains([layer], tmp_path / "gains.png")
+    assert (tmp_path / "gains.png").stat().st_size > 1000
 
 
 def test_a_model_without_roae_and_a_switched_off_one_are_refused(make_model, patched):
