@@ -27,6 +27,7 @@ from benchmarks.smollm2.study import LONG, ROOT, TASKS, Outcome, Study, losses
 from benchmarks.tables import markdown
 from rosa.comparison.plan import BASE
 from rosa.comparison.statistics import spread
+from rosa.demo.figure import LINE_COLOURS
 from rosa.inspection.run_figure import draw_run
 from rosa.selection.log import read_entry
 
@@ -35,7 +36,7 @@ COURSES, LAYERS = ROOT / "docs" / "results_course.png", ROOT / "docs" / "results
 DOCUMENT, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 OTHERS = "#5f6b76"
 COLOURS = {  # Okabe and Ito's
-    "RoSA": "#0072B2", "RoAE only": "#E69F00", "LoRA": "#D55E00", "RoAd_2": "#009E73", "LN tuning": "#CC79A7",
+    **LINE_COLOURS, "RoAE only": "#E69F00", "RoAd_2": "#009E73", "LN tuning": "#CC79A7",
 }  # fmt: skip
 
 
@@ -142,7 +143,16 @@ def about(studies: Sequence[Study]) -> str:
     devices = sorted({outcome["device"] for outcome in outcomes})
     versions = ", ".join(f"{name} {version}" for name, version in outcomes[0]["versions"].items())
     steps = sum(outcome["steps"] for outcome in outcomes)
-    return f"{len(outcomes)} training runs, {steps:,} steps of 4 rows; {'; '.join(devices)}, bfloat16; {versions}."
+    rates = [
+        log["train_steps_per_second"] for o in outcomes for log in o["course"] if log.get("train_steps_per_second")
+    ]
+    seconds = (
+        f"{statistics.median(1 / rate for rate in rates):.0f} s a step with its evaluations in the median of the runs"
+    )
+    return (
+        f"{len(outcomes)} training runs, {steps:,} steps of 4 rows; {'; '.join(devices)}, bfloat16, {seconds} "
+        f"({1 / max(rates):.0f} to {1 / min(rates):.0f}); {versions}."
+    )
 
 
 def epochs_table(study: Study) -> str:
