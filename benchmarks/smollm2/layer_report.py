@@ -167,7 +167,7 @@ def _outcome(evaluation: dict | None) -> tuple[str | None, str | None]:
     return (f"{evaluation['loss']:.4f}", f"{evaluation['flops'] / TERA:.1f}") if evaluation else (None, None)
 
 
-def draw(groups: Sequence[Sequence[Run]], path: Path) -> None:
+def picture(groups: Sequence[Sequence[Run]]) -> Figure:
     """Held-out loss against operations, a panel a task and seed, those of a task on one scale: dots where a run ends,
     past the fall of its rate."""
     figure = Figure(figsize=(5.2 * len(groups) + 0.6, 5.4), layout="constrained")
@@ -189,12 +189,12 @@ def draw(groups: Sequence[Sequence[Run]], path: Path) -> None:
         panel.sharey(first.setdefault(group[0].task, panel))
     panels[0].set_ylabel("held-out loss")
     figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
 def write() -> None:
     """Writes the tables into docs/layers.md, and the picture beside it."""
     made = parts()
     update(DOCUMENT, made)
-    draw(kept_groups(), PICTURE)
+    picture(kept_groups()).savefig(PICTURE, dpi=DPI)
     print("\n\n".join(made.values()))

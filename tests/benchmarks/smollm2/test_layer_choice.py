@@ -162,7 +162,7 @@ def test_a_checkpoint_of_other_settings_is_refused(small_study):
         layer_choice.run("arithmetic", "paper", 1, **small_study, learning_rate=0.1)
 
 
-def test_a_table_tells_the_ends_apart_from_what_comes_before_the_rate_falls(tmp_path):
+def test_a_table_and_a_picture_tell_the_ends_apart_from_what_comes_before_the_rate_falls():
     def run(rule, *points):
         return Run("arithmetic", rule, 1, [{"step": s, "flops": f * 1e12, "loss": y} for s, f, y in points], [])
 
@@ -175,8 +175,12 @@ def test_a_table_tells_the_ends_apart_from_what_comes_before_the_rate_falls(tmp_
     assert every.split("|")[4:-1] == [" 0.9000 ", " 4.0 ", " 100 ", " 0.7000 ", " 8.0 ", " 100% ", " 0.53: - "]
     assert upper.split("|")[3:-1] == [" 15.0 ", " 0.8000 ", " 3.0 ", " 133 ", " 0.6500 ", " 7.0 ", " 88% ", " 0.53: - "]
     assert unfinished.split("|")[4:-1] == [" 0.8500 ", " 4.0 ", " 100 ", "  ", "  ", "  ", " 0.53: - "]
-    layer_report.draw([group, group], tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").stat().st_size > 1000
+    higher = [run("all", (50, 4, 1.9), (100, 8, 1.7))]
+    figure = layer_report.picture([group, higher])
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == [RULES[rule].title for rule in ("all", "upper_longer", "block")]  # each once
+    left, right = (panel.get_ylim() for panel in figure.axes)
+    assert left == right and left[0] < 0.6 and left[1] > 1.9
 
 
 @pytest.mark.parametrize(
