@@ -100,7 +100,9 @@ def score_layers(layers: Sequence[ScoredLayer], engine: Engine, score: str, step
     scores = tuple(torch.stack(squares).sqrt().tolist())
     for layer, value in zip(layers, scores, strict=True):
         if not math.isfinite(value):
-            raise FloatingPointError(f"the gradients of layer {layer.index}'s {score} are not finite at step {step}")
+            raise FloatingPointError(
+                f"the gradients of layer {layer.index}'s {score} are not finite at step {step}{_remedy(layer)}"
+            )
     return scores
 
 
@@ -122,6 +124,16 @@ def _idle(scored: list[nn.Parameter], before: ScoredLayer | None) -> list[bool]:
     if before is None:
         return [not p.requires_grad for p in scored]
     return [is_among(p, before.score_only) for p in before.scored]
+
+
+def _remedy(layer: ScoredLayer) -> str:
+    """What to do where a GradScaler's scale may be all that is too large: it does not see norms that nobody trains."""
+    if not any(p.dtype == torch.float16 for p in layer.score_only):
+        return ""
+    return (
+        ": these norms are in float16 and nobody trains them, so that no GradScaler lowers its scale for their sake. Use "
+        "score='adapter', or train them in float32 (train_norms=True), or load the model in bfloat16 or float32"
+    )
 
 
 def _norm_weights(layer: DecoderLayer) -> list[nn.Parameter]:

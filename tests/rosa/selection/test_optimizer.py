@@ -303,6 +303,22 @@ def test_a_step_that_the_grad_scaler_skips_is_no_step(make_patched, batch):
     assert optimizer.history == [] and optimizer.selected_layers == (0, 1, 2, 3)
 
 
+def test_a_scale_too_large_for_norms_that_only_serve_the_score_says_what_to_do(make_patched, batch):
+    def step(**options):
+        config = rosa.RosaConfig(rank=4, train_norms=False)  # whose parameters are in float32
+        model = make_patched(dtype=torch.float16, config=config).train()
+        optimizer, scaler = wrap(model, interval=1, **options), torch.amp.GradScaler("cpu", init_scale=8.0)
+        scaler.scale(model(**batch).loss).backward()
+        norm = model.model.layers[1].input_layernorm.weight
+        norm.grad = torch.full_like(norm, 2.0**15) * 4  # as a larger scale would have it
+        scaler.step(optimizer)
+        return optimizer
+
+    with pytest.raises(FloatingPointError, match=r"layer 1's norms are .* step 1: .*in float16.*score='adapter'"):
+        step()
+    assert len(step(score="adapter").history) == 1
+
+
 def test_learning_rate_schedulers(make_patched, batch):
     model = make_patched().train()
     optimizer = wrap(model, lr=1.0)
