@@ -131,7 +131,7 @@ def _remedy(layer: ScoredLayer) -> str:
     if not any(p.dtype == torch.float16 for p in layer.score_only):
         return ""
     return (
-        ": these norms are in float16 and nobody trains them, so that no GradScaler lowers its scale for their sake. Use "
+        ": these norms are in float16 and nobody trains them, so that no GradScaler lowers its scale for them. Use "
         "score='adapter', or train them in float32 (train_norms=True), or load the model in bfloat16 or float32"
     )
 
