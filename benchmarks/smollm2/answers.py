@@ -3,7 +3,8 @@
     python -m benchmarks.smollm2.answers
 
 reads the predictions that `rosa compare` left beside its results, which are too large to be kept in the repository, and
-keeps them as tables of zeros and ones; `benchmarks.smollm2.report` makes its tables of these alone.
+keeps them as tables of zeros and ones, beside those of runs whose predictions are no longer there;
+`benchmarks.smollm2.report` makes its tables of these alone.
 """
 
 from __future__ import annotations
@@ -78,21 +79,37 @@ def _triples(row: Mapping) -> set[tuple[str, ...]]:
 
 
 def collect(name: str) -> None:
-    """Write the table of answers from the predictions that lie beside a comparison's results.
+    """Write the table of answers from the predictions that lie beside a comparison's results; the answers of a run
+    without them stay as they are kept.
 
     Args:
         name (str): of COMPARISONS.
+
+    Raises:
+        FileNotFoundError: a run has neither predictions nor answers that are kept.
     """
     study = Study(name)
     comparison, (model,) = study.comparison, study.comparison.models
-    runs = [(name, outcome["seed"]) for name in study.rates for outcome in study.tested[name]]
-    cells = [comparison.cell(model, name, seed, study.rates[name]) for name, seed in runs]
-    training = load_rows(cells[0].settings["data"])
-    lines = ["task,likeness," + ",".join(f"{name}:{seed}" for name, seed in runs)]
+    runs = [(method, outcome["seed"]) for method in study.rates for outcome in study.tested[method]]
+    folders = {
+        f"{method}:{seed}": ROOT / comparison.cell(model, method, seed, study.rates[method]).folder / "predictions"
+        for method, seed in runs
+    }
+    kept = _rows(name) if _file(name).exists() else []
+    lines = ["task,likeness," + ",".join(folders)]
     for task in comparison.tasks.split(","):
-        made = [_read(ROOT / cell.folder / "predictions" / f"{task}.jsonl") for cell in cells]
-        for like, answers in zip(likeness(made[0], training), zip(*made, strict=True), strict=True):
-            lines.append(f"{task},{like:.3f}," + ",".join(str(int(answer["correct"])) for answer in answers))
+        known = [row for row in kept if row["task"] == task]
+        files = {run: folder / f"{task}.jsonl" for run, folder in folders.items()}
+        made = {run: _read(file) for run, file in files.items() if file.exists() or not (known and run in known[0])}
+        likes = [row["likeness"] for row in known]
+        if made:
+            training = load_rows(str(ROOT / comparison.train["data"]))
+            likes = [f"{like:.3f}" for like in likeness(next(iter(made.values())), training)]
+        answers = (
+            [str(int(row["correct"])) for row in made[run]] if run in made else [row[run] for row in known]
+            for run in files
+        )
+        lines += [f"{task}," + ",".join(row) for row in zip(likes, *answers, strict=True)]
     replace_text(_file(name), "\n".join(lines) + "\n")
 
 
@@ -106,8 +123,12 @@ def _read(file: Path) -> list[dict]:
 
 def read(name: str) -> list[Question]:
     """The questions and answers that are kept of one of COMPARISONS."""
+    return [_question(row) for row in _rows(name)]
+
+
+def _rows(name: str) -> list[dict[str, str]]:
     with open(_file(name), encoding="utf-8", newline="") as file:
-        return [_question(row) for row in csv.DictReader(file)]
+        return list(csv.DictReader(file))
 
 
 def _question(row: dict[str, str]) -> Question:

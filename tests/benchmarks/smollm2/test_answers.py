@@ -1,5 +1,7 @@
 """The long runs' answers, question by question: what is kept agrees with the results, and what the tables say of it."""
 
+import json
+
 import pytest
 from scipy import stats
 
@@ -32,6 +34,42 @@ def test_the_kept_answers_are_those_of_the_results(comparison):
         for task, counts in outcome["tasks"].items():
             right = [question.right[name][seed] for question in questions if question.task == task]
             assert (sum(right), len(right)) == (counts["correct"], counts["total"])
+
+
+@pytest.mark.parametrize("comparison", answers.COMPARISONS)
+def test_runs_without_their_predictions_keep_their_answers(comparison, monkeypatch, tmp_path):
+    kept = answers._file(comparison).read_text(encoding="utf-8")
+    monkeypatch.setattr(answers, "KEPT", tmp_path)
+    monkeypatch.setattr(answers, "ROOT", tmp_path)  # where no predictions lie, as in a clone
+    with pytest.raises(FileNotFoundError):
+        answers.collect(comparison)
+    answers._file(comparison).write_text(kept, encoding="utf-8")
+    answers.collect(comparison)
+    assert answers._file(comparison).read_text(encoding="utf-8") == kept
+
+
+def test_a_run_with_predictions_is_added(monkeypatch, tmp_path):
+    kept = answers._file("arithmetic_long").read_text(encoding="utf-8").splitlines()
+    monkeypatch.setattr(answers, "KEPT", tmp_path)
+    monkeypatch.setattr(answers, "ROOT", tmp_path)
+    other = [",".join(line.split(",")[:-1]) for line in kept]  # without the last run
+    answers._file("arithmetic_long").write_text("\n".join(other) + "\n", encoding="utf-8")
+    study = Study("arithmetic_long")
+    method, _, seed = kept[0].split(",")[-1].rpartition(":")
+    cell = study.comparison.cell(study.comparison.models[0], method, int(seed), study.rates[method])
+    folder = tmp_path / cell.folder / "predictions"
+    folder.mkdir(parents=True)
+    for task in study.comparison.tasks.split(","):
+        rows = [line.split(",") for line in kept[1:] if line.startswith(f"{task},")]
+        predictions = ({"instruction": f"{task} {at}", "correct": row[-1] == "1"} for at, row in enumerate(rows))
+        (folder / f"{task}.jsonl").write_text("".join(json.dumps(made) + "\n" for made in predictions))
+    data = tmp_path / study.comparison.train["data"]
+    data.parent.mkdir(parents=True)
+    data.write_text(json.dumps([{"instruction": "MultiArith 0", "output": "1"}]))
+    answers.collect("arithmetic_long")
+    found = answers._file("arithmetic_long").read_text(encoding="utf-8").splitlines()
+    assert [line.split(",")[2:] for line in found] == [line.split(",")[2:] for line in kept]
+    assert found[1].startswith("MultiArith,1.000,")
 
 
 @pytest.fixture
