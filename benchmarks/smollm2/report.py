@@ -178,7 +178,7 @@ def layers_table(study: Study) -> str:
     layers = found[0][1]
     shares = {layer: statistics.fmean(layer in made.layers for made in by_score) for layer in layers}
     bands = {
-        "all": (1, 2),
+        f"all {len(by_score)}": (1, 2),
         "80 to 99 %": (0.8, 1),
         "50 to 79 %": (0.5, 0.8),
         "20 to 49 %": (0.2, 0.5),
