@@ -161,9 +161,9 @@ def rope_road_forward_kernel(
         _forward_head(q, q_out, rotary, w, i_h, i_s, i_first, span, seq, steps, cos_rows, ADAPT_Q, shape)
     else:
         o_a = i_a * (KEY_WIDTH * shape.VARIANT // 2)
-        w = Weights(key_theta + o_a, key_alpha + o_a, KEY_WIDTH)
+        w_k = Weights(key_theta + o_a, key_alpha + o_a, KEY_WIDTH)  # of its own name: its dtypes may differ from w's
         i_k = i_h - shape.HEADS
-        _forward_head(k, k_out, rotary, w, i_k, i_s, i_first, span, seq, steps, cos_rows, ADAPT_K, shape)
+        _forward_head(k, k_out, rotary, w_k, i_k, i_s, i_first, span, seq, steps, cos_rows, ADAPT_K, shape)
 
 
 @triton.jit
@@ -276,8 +276,8 @@ def rope_road_backward_kernel(
         )  # fmt: skip
     else:
         o_a = i_a * (KEY_WIDTH * shape.VARIANT // 2)
-        w = Weights(key_theta + o_a, key_alpha + o_a, KEY_WIDTH)
+        w_k = Weights(key_theta + o_a, key_alpha + o_a, KEY_WIDTH)
         _backward_head(
-            dk_out, k_kept, dk, rotary, w, p_sums + QUERY_COLUMNS, i_h - shape.HEADS, i_s, i_first, span, seq, steps,
+            dk_out, k_kept, dk, rotary, w_k, p_sums + QUERY_COLUMNS, i_h - shape.HEADS, i_s, i_first, span, seq, steps,
             cos_rows, NEED_DK, NEED_KEY_SUMS, ADAPT_K, COLUMNS, shape,
         )  # fmt: skip

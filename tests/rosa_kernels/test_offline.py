@@ -139,6 +139,38 @@ for launch in (*launches(shape), *road_launches(shape)):
     print(disassemble(compile_launch(launch, "sm_90").asm["cubin"])[1].count("LDG.E.U16"))
 """
 
+ALONE = """
+from functools import partial
+import torch
+from rosa_kernels import rope_road_triton
+from rosa_kernels.offline import compile_launch
+
+empty = partial(torch.empty, device="meta")
+
+def heads(n):
+    return empty(1, 64, n, 64, dtype=torch.bfloat16).transpose(1, 2)
+
+def weights(n, dtype):
+    return [None] * 2 if dtype is None else [empty(n * 64, dtype=dtype)] * 2
+
+q, k, cos = heads(4), heads(2), empty(1, 64, 32, dtype=torch.bfloat16)
+for query, key in ((torch.float32, None), (None, torch.float32), (torch.float32, torch.bfloat16)):
+    theta = *weights(4, query), *weights(2, key)
+    for launch in (
+        rope_road_triton.forward_launch(q, k, cos, cos, None, *theta, 2, True, False),
+        rope_road_triton.backward_launch(
+            q, k, cos, cos, None, *theta, None if query is None else q, None if key is None else k, 2, True, False,
+            True, True, True),
+    ):
+        compile_launch(launch, "sm_90")
+        print(launch.kernel.fn.__name__)
+"""
+
+
+def test_road_of_queries_or_keys_alone_compiles_and_in_dtypes_of_their_own(compiler):
+    assert compiler(ALONE) == [["rope_road_forward_kernel"], ["rope_road_backward_kernel"]] * 3
+
+
 SPECIALIZATIONS = """
 from rosa_kernels.offline import SHAPES, Shape, launches, road_launches, specialize
 for shape in (*SHAPES, Shape("heads of 80", 5, 1, 80, 10)):
