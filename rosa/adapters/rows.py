@@ -79,7 +79,8 @@ class Rows:
 
 class Stack:
     """Weights of several adapters in one tensor, `[weights, ...]`: made anew where they get gradients, so that each has
-    its own, and kept where they get none, until one changes.
+    its own, and kept where they get none, until one changes. What is written through a weight's `.data` is seen after
+    the next pass that gets gradients.
 
     Args:
         weights (sequence of Tensor): of one shape; where their dtypes differ, the tensor has the widest.
@@ -91,8 +92,10 @@ class Stack:
 
     def __call__(self, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor, of another dtype if one is given."""
-        trains = torch.is_grad_enabled() and any(weight.requires_grad for weight in self._weights)
-        if trains or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return self._stacked(dtype)
+        if torch.is_grad_enabled() and any(weight.requires_grad for weight in self._weights):
+            self._kept = None  # an optimizer's step may follow that counts no version, as bitsandbytes' does
             return self._stacked(dtype)
         versions = [weight._version for weight in self._weights]
         if self._kept is None or self._kept[:2] != (versions, dtype):

@@ -237,6 +237,21 @@ def test_after_inference_mode_the_same_rows_train(make, inputs):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("kind", ["road-2", "rosa"])
+def test_a_step_that_counts_no_version_is_seen(make, inputs, kind):
+    model = adapted(make(), [KINDS[kind][0]] * 2)
+    trained = rosa.trainable_parameters(model)
+    with rosa.adapters_by_row(model, ROWS):
+        before = logits(model, inputs)
+        model(**inputs).logits.sum().backward()
+        for parameter in trained:
+            parameter.data.add_(0.1)  # as bitsandbytes' optimizers do
+        after = logits(model, inputs)
+    with rosa.adapters_by_row(model, ROWS):
+        expected = logits(model, inputs)
+    assert not torch.equal(after, before) and torch.equal(after, expected)
+
+
 @pytest.mark.parametrize("kind", ["road-2", "road-norms", "rosa", "both"])
 def test_a_block_that_begins_inside_inference_mode(make, inputs, kind):
     model = adapted(make("qwen2", dtype=torch.bfloat16), KINDS[kind])
