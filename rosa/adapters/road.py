@@ -75,9 +75,10 @@ class Road(nn.Module):
         nn.init.zeros_(self.theta)
         nn.init.ones_(self.alpha)
 
-    def forward(self, h: Tensor) -> Tensor:
-        """RoAd of an output `[..., width]`; shape and dtype as given."""
-        return road(h, self.theta, self.alpha, inplace=True, **self.options)
+    def forward(self, h: Tensor, inplace: bool = False) -> Tensor:
+        """RoAd of an output `[..., width]`; shape and dtype as given. `inplace` lets h be overwritten, as `road` has
+        it."""
+        return road(h, self.theta, self.alpha, inplace=inplace, **self.options)
 
     @property
     def before_rope(self) -> bool:
@@ -103,7 +104,11 @@ class Road(nn.Module):
 def _adapt_output(child: str, linear: nn.Module, args: tuple, output: Tensor) -> Tensor:
     """Forward hook of an adapted linear layer."""
     module = getattr(linear, child, None)  # None where the adapter that is switched in leaves this layer out
-    return output if module is None or module.before_rope else module(output)
+    if module is None or module.before_rope:
+        return output
+    # Hooks of others may keep the output as it was.
+    alone = len(linear._forward_hooks) == 1 and not module._forward_hooks and not module._forward_pre_hooks
+    return module(output, inplace=alone)
 
 
 class RopeRoad(nn.Module):

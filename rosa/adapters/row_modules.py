@@ -48,9 +48,9 @@ class RoadByRow(nn.Module):
         """The scales, as `theta`."""
         return self._alpha()
 
-    def forward(self, h: Tensor) -> Tensor:
-        """RoAd of the batch's outputs; shape and dtype as given."""
-        adapted = road(self._rows.by_row(h), self.theta, self.alpha, self._index, **self.options)
+    def forward(self, h: Tensor, inplace: bool = False) -> Tensor:
+        """RoAd of the batch's outputs; shape and dtype as given, `inplace` as of Road's forward."""
+        adapted = road(self._rows.by_row(h), self.theta, self.alpha, self._index, inplace=inplace, **self.options)
         return adapted.reshape(h.shape)
 
 

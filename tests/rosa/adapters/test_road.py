@@ -1,5 +1,6 @@
 """RoAd on linear layers: where it goes, what it leaves alone, and everything that a patched model does."""
 
+import contextlib
 import copy
 
 import pytest
@@ -324,3 +325,19 @@ def test_the_kernels_compute_what_the_reference_does(batch, variant, kernel_devi
     assert torch.equal(found[1], tokens)
     for mine, theirs in zip(found[2], gradients, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+def test_what_other_hooks_see_is_not_overwritten(make_model, monkeypatch, by_row):
+    monkeypatch.setenv("ROSA_BACKEND", "triton")
+    model = make_model("llama", num_hidden_layers=1).eval()
+    linear, seen = model.model.layers[0].mlp.up_proj, {}
+    linear.register_forward_hook(lambda module, args, output: seen.update(before=output, was=output.clone()))
+    rosa.patch(model, rosa.RoadConfig(targets=("up_proj",)))
+    torch.nn.init.normal_(linear.road.theta)
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad(), rosa.adapters_by_row(model, ["default"]) if by_row else contextlib.nullcontext():
+        linear.road.register_forward_hook(lambda module, args, output: seen.update(given=args[0], made=output))
+        model(ids)
+    assert torch.equal(seen["before"], seen["was"]) and torch.equal(seen["given"], seen["was"])
+    assert not torch.equal(seen["made"], seen["was"])
