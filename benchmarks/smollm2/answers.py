@@ -24,7 +24,6 @@ from scipy import stats
 
 from benchmarks.smollm2.study import LONG, ROOT, Study
 from benchmarks.tables import markdown
-from rosa.comparison.overlap import words
 from rosa.data.rows import load_rows
 from rosa.storage.files import replace_text
 
@@ -74,7 +73,8 @@ def likeness(asked: Sequence[Mapping], training: Iterable[Mapping]) -> list[floa
 
 
 def _triples(row: Mapping) -> set[tuple[str, ...]]:
-    masked = ["#" if re.fullmatch(r"\d+", word) else word for word in words(row).split()]
+    words = re.findall(r"\w+", f"{row['instruction']} {row.get('input') or ''}".lower())
+    masked = ["#" if re.fullmatch(r"\d+", word) else word for word in words]
     return set(zip(masked, masked[1:], masked[2:], strict=False)) or {tuple(masked)}
 
 

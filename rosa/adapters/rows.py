@@ -72,9 +72,9 @@ class Rows:
         if torch.compiler.is_compiling():
             return  # what follows is traced for one batch
         hidden_states = args[0] if args else kwargs["hidden_states"]
-        batch, seq, _ = hidden_states.shape[-3:]  # Gemma 3n's have a dimension before these, of several streams
-        self.repeats(batch)
-        self._tokens = batch * seq
+        if hidden_states.dim() == 3:  # several streams of a batch are in a dimension before it (Gemma 3n) or behind it
+            self.repeats(hidden_states.shape[0])
+        self._tokens = hidden_states.shape[:2].numel()
 
 
 class Stack:

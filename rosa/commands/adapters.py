@@ -12,6 +12,7 @@ import torch
 from rosa.adapters.base import Base, base_named_by, find_base
 from rosa.adapters.disk import load_adapter
 from rosa.adapters.folder import has_adapter, local_folder, model_in, read_description
+from rosa.adapters.peft_road import PEFT_TYPE
 from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.commands import DTYPES, add_load_in
 from rosa.data.prompt_form import read_form
@@ -44,7 +45,10 @@ def add_model_options(options: argparse.ArgumentParser, *, several: str | None =
     group = options.add_mutually_exclusive_group()
     group.add_argument("--adapter", help="RoSA's, RoAd's or peft's, a folder or Hub name; the bare model if not given")
     if several:
-        text = f"{several}: folders or Hub names with commas between, each called by its last part, or by NAME=FOLDER"
+        text = (
+            f"{several}: RoSA's and RoAd's, folders or Hub names with commas between, each called by its last part, or "
+            "by NAME=FOLDER"
+        )
         group.add_argument("--adapters", type=_named, default={}, help=text)
     options.add_argument("--dtype", default="auto", choices=DTYPES, help="dtype of the model; default: as it was saved")
     add_load_in(options)
@@ -66,6 +70,13 @@ def choose(options: argparse.ArgumentParser, args: argparse.Namespace) -> Chosen
         if not has_adapter(folder) and model_in(folder) is not None:
             raise ValueError(f"{folder} holds a model ({model_in(folder)}) and no adapter: give it as --model")
     descriptions = {name: read_description(folder) for name, folder in folders.items()}
+    for name, folder in folders.items():
+        kind = descriptions[name].get("peft_type", PEFT_TYPE)
+        if name != ALONE and kind != PEFT_TYPE:
+            raise ValueError(
+                f"{folder} holds an adapter of peft's, of type {kind!r}: several at once are RoSA's and RoAd's; give "
+                "it alone, as --adapter"
+            )
     base = find_base({folders[name]: descriptions[name] for name in folders}, args.model)
     return Chosen(base, args.model, folders, descriptions, {name: read_form(f) for name, f in folders.items()})
 
@@ -92,8 +103,8 @@ def _named(text: str) -> dict[str, str]:
     """The sources of adapters by their names."""
     named: dict[str, str] = {}
     for part in text.split(","):
-        name, is_named, source = part.strip().rpartition("=")
-        name = name if is_named else Path(source).name
+        name, is_named, source = part.strip().partition("=")
+        name, source = (name, source) if is_named else (Path(name).name, name)
         if not name or not source:
             raise argparse.ArgumentTypeError(f"must be folders or Hub names, or NAME=FOLDER, got {part!r}")
         if not re.fullmatch(r"[\w-]+", name):

@@ -12,11 +12,17 @@ def run(argv: list[str]) -> None:
     options = parser("compare", "Train and test several methods with several seeds, and make one table of them.")
     options.add_argument("--config", type=Path, required=True, help="YAML file of the comparison")
     options.add_argument(
-        "--only", nargs="+", default=[], metavar="METHOD", help="run these of the file's methods; default: all"
+        "--only",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="METHOD",
+        help="run these of the file's methods; default: all",
     )
     options.add_argument(
         "--set",
         nargs="+",
+        action="extend",
         default=[],
         metavar="KEY=VALUE",
         help="other values than the file's, such as train.max_steps=4 'seeds=[1]' decoding.limit=10",

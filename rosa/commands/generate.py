@@ -66,7 +66,7 @@ def run(argv: list[str]) -> None:
     if args.data is None:
         print(predictions[0])
         return
-    lines = [json.dumps({**row, "prediction": text}) for row, text in zip(rows, predictions, strict=True)]
+    lines = [json.dumps({**row, "prediction": text}, default=str) for row, text in zip(rows, predictions, strict=True)]
     if args.output is None:
         print("\n".join(lines))
     else:
@@ -76,6 +76,9 @@ def run(argv: list[str]) -> None:
 def _rows(data: str, chosen: Chosen) -> list[dict]:
     """Rows to answer, each with an adapter that there is and can be asked it."""
     rows = load_questions(data, chosen.form)
+    for row in rows:
+        if row.get("adapter") == "":  # as a table has it that has no other way to name none
+            row["adapter"] = None
     named = [name for name in chosen.folders if name != ALONE]
     for index, row in enumerate(rows):
         name = row.get("adapter")

@@ -6,6 +6,7 @@ import gc
 import json
 import platform
 import shutil
+from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import version
 from typing import Any
@@ -168,7 +169,7 @@ def _tested(cell: Cell, inputs: Inputs) -> dict[str, Any]:
         max_new_tokens=inputs.decoding.max_new_tokens,
         batch_size=inputs.decoding.batch_size,
         # The weights of a reloaded model may be shaped otherwise, as AdaLoRA's are.
-        made_with={**cell.settings, **inputs.of_training(cell)},
+        made_with=_without_machine(cell.settings) | inputs.of_training(cell),
     )
     tests = size | {"tasks": found.to_dict()["tasks"], "tested_with": inputs.of_tests()}
     if cell.trains:
@@ -176,6 +177,10 @@ def _tested(cell: Cell, inputs: Inputs) -> dict[str, Any]:
     if not inputs.others:
         return tests
     return tests | {"forgetting_loss": response_loss(model, tokenizer, inputs.others)}
+
+
+def _without_machine(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in OF_THE_MACHINE}
 
 
 def _read(cell: Cell, name: str, inputs: Inputs) -> dict[str, Any] | None:

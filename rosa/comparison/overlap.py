@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+# A number with its decimals, a word, a sign; of hyphens those before a number.
+_WORD = re.compile(r"\d+(?:[.,]\d+)*|\w+|[+*/^=<>\u00d7÷\u2212%]|-(?=\s*\d)")
+
 
 def seen(tests: Sequence[Mapping], training: Sequence[Mapping]) -> list[bool]:
-    """Of each test row, whether its question is that of a training row: the same words, however they are punctuated,
-    spaced and spelt in capitals.
+    """Of each test row, whether its question is that of a training row: the same words, numbers and signs of
+    arithmetic, however they are punctuated, spaced and spelt in capitals.
 
     Args:
         tests, training (sequence of mapping): rows with `instruction` and perhaps `input`.
@@ -29,5 +32,5 @@ def told(shares: Mapping[str, float]) -> str:
 
 
 def words(row: Mapping) -> str:
-    """A row's question by its words alone."""
-    return " ".join(re.findall(r"\w+", f"{row['instruction']} {row.get('input') or ''}".lower()))
+    """A row's question by its words, numbers and signs of arithmetic alone."""
+    return " ".join(_WORD.findall(f"{row['instruction']} {row.get('input') or ''}".lower()))

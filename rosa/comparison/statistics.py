@@ -159,8 +159,8 @@ def _summary(
         finished=len(tested),
         diverged=len(outcomes) - len(tested),
         difference=spread(differences) if shared else None,
-        # The paired test: one of the differences against 0.
-        p_value=float(stats.ttest_1samp(differences, 0).pvalue) if shared[1:] else None,
+        # The paired test: one of the differences against 0. Where they are all one, it has no answer.
+        p_value=float(stats.ttest_1samp(differences, 0).pvalue) if len(set(differences)) > 1 else None,
         seen={name: share for name, share in first.get("seen", {}).items() if share and name in first["tasks"]},
         printed=printed,
     )

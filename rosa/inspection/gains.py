@@ -177,12 +177,11 @@ def draw_gains(layers: Sequence[LayerGains], path: Path) -> None:
         row[0].set_ylabel(f"gain of {states}")
         if not having:
             continue
-        mean, least, greatest = (
-            torch.stack([getattr(one, name)[states].flatten(0, 1) for one in having])
-            for name in ("mean", "least", "greatest")
-        )  # [layers, heads and parts, pairs]
-        _draw_band(row[0], [one.layer for one in having], mean, least, greatest, (1, 2), COLOURS[states])
-        _draw_band(row[1], range(mean.shape[-1]), mean, least, greatest, (0, 1), COLOURS[states])
+        _draw_band(row[0], [one.layer for one in having], [_flat(one, states) for one in having], COLOURS[states])
+        for pairs in sorted({one.mean[states].shape[-1] for one in having}):  # Gemma 4's layers have two head sizes
+            alike = zip(*(_flat(one, states) for one in having if one.mean[states].shape[-1] == pairs), strict=True)
+            by_pair = list(zip(*(torch.cat(gains).T for gains in alike), strict=True))
+            _draw_band(row[1], range(pairs), by_pair, COLOURS[states])
         row[1].sharey(row[0])
         _draw_heads(figure, row[2], having, states)
     panels[0, 0].set_title("By layer", **TITLE)
@@ -195,11 +194,19 @@ def draw_gains(layers: Sequence[LayerGains], path: Path) -> None:
     save(figure, path, header, _rows(layers))
 
 
-def _draw_band(axes, places, mean: Tensor, least: Tensor, greatest: Tensor, over: tuple[int, int], colour: str) -> None:
+def _flat(one: LayerGains, states: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean, least and greatest gains, each `[heads and parts, pairs]`."""
+    return tuple(gains[states].flatten(0, 1) for gains in (one.mean, one.least, one.greatest))
+
+
+def _draw_band(axes: Axes, places: Sequence[int], gains: Sequence[tuple[Tensor, Tensor, Tensor]], colour: str) -> None:
+    """Of each place its mean, least and greatest gains, over all that is not told apart there."""
+    mean, least, greatest = zip(*gains, strict=True)
     axes.axhline(1, color=REFERENCE, linewidth=0.8, linestyle="--")
-    axes.fill_between(places, least.amin(over), greatest.amax(over), color=colour, alpha=0.15, linewidth=0)
-    axes.fill_between(places, mean.amin(over), mean.amax(over), color=colour, alpha=0.35, linewidth=0)
-    axes.plot(places, mean.mean(over), color=colour, linewidth=1.5)
+    for low, high, alpha in ((least, greatest, 0.15), (mean, mean, 0.35)):
+        ends = [float(one.min()) for one in low], [float(one.max()) for one in high]
+        axes.fill_between(places, *ends, color=colour, alpha=alpha, linewidth=0)
+    axes.plot(places, [float(one.mean()) for one in mean], color=colour, linewidth=1.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
 
@@ -213,10 +220,12 @@ def _draw_heads(figure: Figure, axes: Axes, layers: Sequence[LayerGains], states
 
 
 def _by_head(layers: Sequence[LayerGains], states: str) -> Tensor:
-    """How far the mean gains of a head's pairs are from 1, `[heads, layers]`; NaN of layers that have no RoAE."""
-    distances = torch.full((len(layers[0].mean[states]), layers[-1].layer + 1), torch.nan, dtype=torch.float64)
+    """How far the mean gains of a head's pairs are from 1, `[heads, layers]`; NaN where a layer has no RoAE or fewer
+    heads than another."""
+    most = max(len(one.mean[states]) for one in layers)
+    distances = torch.full((most, layers[-1].layer + 1), torch.nan, dtype=torch.float64)
     for one in layers:
-        distances[:, one.layer] = (one.mean[states] - 1).abs().mean((1, 2))
+        distances[: len(one.mean[states]), one.layer] = (one.mean[states] - 1).abs().mean((1, 2))
     return distances
 
 

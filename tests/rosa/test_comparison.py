@@ -193,6 +193,16 @@ def test_finished_cells_stay_with_another_attention(finished, files, grid):
     before = results(finished)
     main(["compare", "--config", str(write(finished, files, **grid, train=train))])
     assert results(finished) == before
+    made_with = [json.loads(file.read_text()) for file in finished.rglob("predictions/*.made_with.json")]
+    assert made_with and not any("attn_implementation" in made for made in made_with)  # so more rows can be tested
+
+
+def test_options_given_twice_are_all_taken(finished, files, grid, tmp_path):
+    before = results(finished)
+    args = ["compare", "--config", str(write(finished, files, **grid)), "--only", "LoRA", "--only", "RoSA"]
+    main([*args, "--set", f"output={tmp_path / 'other'}", "--set", "seeds=[1]", "tuning_steps=1"])
+    assert {file.parent.parent.name for file in (tmp_path / "other").rglob("seed-*/result.json")} == {"LoRA", "RoSA"}
+    assert results(finished) == before
 
 
 def test_other_settings_than_those_of_finished_cells_are_refused(finished, files, grid, capsys):
@@ -584,6 +594,9 @@ def test_differences_and_p_are_paired_by_seed_with_the_best_baseline(comparison,
     assert rosa.difference.mean == pytest.approx(sum(ours) / 3 - sum(theirs) / 3)
     assert rosa.p_value == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
     assert lora.p_value is None and vera.difference is None
+    again = [{**outcome, "method": "RoSA"} for outcome in outcomes if outcome["method"] == "LoRA"]
+    alike = summarise(comparison, "m", [o for o in outcomes if o["method"] != "RoSA"] + again, ["a", "b"])[0]
+    assert alike.difference.mean == 0 and alike.p_value is None
     assert best_baseline({"x": {1: 2.0}, "y": {1: 3.0}, "z": {}}) == "y"
 
 
@@ -613,6 +626,9 @@ def test_questions_among_the_training_rows_are_found_and_told():
     asked = [{"instruction": text, "input": more} for text, more in (("What  is 2 + 2?", ""), ("A", "b"), ("A", "c"))]
     training = [{"instruction": "what is 2 + 2"}, {"instruction": "a", "input": "B."}]
     assert seen(asked, training) == [True, True, False]
+    sums = [{"instruction": f"What is {text}?"} for text in ("17 + 25", "17 - 25", "1.7+25", "1 7+25", "well-known")]
+    assert seen(sums, [{"instruction": "what is 17+25"}]) == [True, False, False, False, False]
+    assert seen(sums, [{"instruction": "What is well known?"}])[-1]
     assert "these shares of the questions: sums 12 %. Those" in told({"sums": 12.5, "none": 0.0})
     assert told({"none": 0.0}) == ""
 

@@ -83,6 +83,17 @@ def test_each_head_stands_at_its_layer_and_a_single_one_is_drawn(tmp_path):
     assert (tmp_path / "gains.png").stat().st_size > 1000
 
 
+def test_layers_of_other_sizes_are_drawn_together(tmp_path):
+    def layer(index, heads, pairs):
+        gains = {states: torch.full((heads, 2, pairs), 1.1).double() for states in ("queries", "keys")}
+        return LayerGains(index, 1, gains, gains, gains, gains)
+
+    layers = [layer(0, 4, 2), layer(1, 2, 4), layer(2, 4, 2)]  # as Gemma 4's, of two head sizes
+    assert _by_head(layers, "keys").isnan().sum(0).tolist() == [0, 2, 0]
+    draw_gains(layers, tmp_path / "gains.png")
+    assert len(list(csv.DictReader((tmp_path / "gains.csv").open()))) == 2 * sum((16, 16, 16))
+
+
 def test_a_model_without_roae_and_a_switched_off_one_are_refused(make_model, patched):
     for model in (make_model(), rosa.patch(make_model(), rosa.RoadConfig())):
         with pytest.raises(ValueError, match="carries no adapter of RoSA"):

@@ -1,5 +1,6 @@
 """`rosa chat`, `generate`, `evaluate` and `push` on an adapter alone: they find its base and how it is asked."""
 
+import datetime
 import io
 import json
 import os
@@ -12,6 +13,8 @@ import tempfile
 from pathlib import Path
 
 import peft
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
@@ -22,6 +25,7 @@ from rosa.data.prompt_form import CHAT, INSTRUCTION, PLAIN, save_form
 from rosa.data.prompts import chat_ids, prompt, question_ids
 from rosa.data.tokens import tokenize
 from rosa.evaluation.generation import answer
+from rosa.evaluation.questions import question
 from rosa.storage.output import check_output
 
 from .tiny_qwen2 import tiny_model, tiny_tokenizer
@@ -352,6 +356,32 @@ def test_generate_asks_each_row_in_the_form_of_its_own_adapter(folder, used, in_
     found = [json.loads(line)["prediction"] for line in printed(capsys, "generate", *args).splitlines()]
     asked = [question_ids(form, tokenizer, ASK) for form in (INSTRUCTION, CHAT)]
     assert found == answer(model, tokenizer, asked, max_new_tokens=6) and found[0] == "no it is not"
+
+
+def test_generate_answers_rows_of_tables(folder, used, tmp_path, capsys):
+    bare = AutoModelForCausalLM.from_pretrained(folder / "base")
+    (tmp_path / "rows.csv").write_text(f"instruction,adapter\n{ASK},no\n{ASK},\n")
+    args = ["generate", "--max-new-tokens", 6, "--data"]
+    named = printed(capsys, *args, tmp_path / "rows.csv", "--adapters", f"no={folder / 'no'}").splitlines()
+    found = [json.loads(line) for line in named]
+    assert [row["adapter"] for row in found] == ["no", None]
+    base = answer(bare, used[1], [question({"instruction": ASK, "input": ""}, None, used[1])], max_new_tokens=6)[0]
+    assert [row["prediction"] for row in found] == ["no it is not", base]
+    day = datetime.date(2026, 1, 2)
+    pyarrow.parquet.write_table(pyarrow.table({"instruction": [ASK], "day": [day]}), tmp_path / "rows.parquet")
+    row = json.loads(printed(capsys, *args, tmp_path / "rows.parquet", "--adapter", folder / "no"))
+    assert (row["day"], row["prediction"]) == ("2026-01-02", "no it is not")
+
+
+def test_adapters_are_named_before_the_first_sign_and_peft_s_are_given_alone(folder, used, tmp_path, capsys):
+    shutil.copytree(folder / "no", tmp_path / "lr=0.1")
+    (tmp_path / "rows.json").write_text(json.dumps([{"instruction": ASK, "adapter": "no"}]))
+    args = ["generate", "--data", tmp_path / "rows.json", "--max-new-tokens", 6, "--adapters"]
+    assert json.loads(printed(capsys, *args, f"no={tmp_path / 'lr=0.1'}"))["prediction"] == "no it is not"
+    lora = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base"), peft.LoraConfig(r=2))
+    lora.save_pretrained(tmp_path / "lora")
+    error = error_of(capsys, *args, f"no={folder / 'no'},{tmp_path / 'lora'}")
+    assert "lora holds an adapter of peft's, of type 'LORA': several at once are RoSA's and RoAd's; give it" in error
 
 
 def test_a_base_that_is_not_there_is_told_with_what_to_do(folder, tmp_path, capsys):
