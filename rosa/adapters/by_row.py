@@ -174,8 +174,8 @@ def _refuse_wrapped(adapters: Mapping[str, Adapter]) -> None:
     if wrapped is not None and len({type(adapter.config) for adapter in adapters.values()}) > 1:
         raise ValueError(
             f"RoSA's and RoAd's adapters cannot share a batch: {wrapped} was wrapped since it has RoAd, by LoRA of "
-            "PEFT for example, which RoAd turns too where RoPE follows at once, but not beside RoSA. Give their rows to "
-            "the model in batches of their own"
+            "PEFT for example, which RoAd turns too where RoPE follows at once, but not beside RoSA. Give their rows "
+            "to the model in batches of their own"
         )
 
 
