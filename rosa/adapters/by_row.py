@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rosa.adapters.config import RoadConfig, RosaConfig
 from rosa.adapters.record import Adapter, patched
-from rosa.adapters.road import Road, RopeRoad
+from rosa.adapters.road import Road, RopeRoad, wrapped_since
 from rosa.adapters.roae import RoAE
 from rosa.adapters.row_modules import BY_ROW, NormByRow
 from rosa.adapters.rows import Rows
@@ -43,7 +43,8 @@ def adapters_by_row(model: nn.Module, adapter_names: Sequence[str | None]) -> It
         TypeError: `adapter_names` is one string.
         KeyError: the model has no such adapter.
         ValueError: the model is not patched, is sharded or merged, is inside `disabled` or another such block, there
-            are no rows, or the adapters cannot share a batch. In the block, a batch that is no multiple of the rows.
+            are no rows, the adapters cannot share a batch, or what they stand in was replaced or copied. In the block,
+            a batch that is no multiple of the rows.
         UnsupportedModelError: a norm that the adapters train cannot have a weight for each row, or a module that they
             adapt is offloaded; in the block, a layer that computes tokens without their rows.
         After an error, in the block too, the model is as before.
@@ -59,6 +60,8 @@ def adapters_by_row(model: nn.Module, adapter_names: Sequence[str | None]) -> It
     _refuse_data_parallel(model)
     _refuse_offloaded(adapters)
     _check_common(adapters)
+    _check_hosts(adapters)
+    _refuse_wrapped(adapters)
     with ExitStack() as undo:
         with torch.inference_mode(False):  # what is made there cannot tell whether it was written to
             for adapter in adapters.values():
@@ -150,6 +153,30 @@ def _check_common(adapters: Mapping[str, Adapter]) -> None:
                         f"the adapters {first!r} and {name!r} cannot share a batch: {field} is {expected!r} in "
                         f"{first!r} and {value!r} in {name!r}. Give their rows to the model in batches of their own"
                     )
+
+
+def _check_hosts(adapters: Mapping[str, Adapter]) -> None:
+    """Adapters from before LoRA was put around a layer and from after stand in different modules there."""
+    first: dict[str, str] = {}
+    for key, adapter in adapters.items():
+        for name, host in adapter.hosts.items():
+            other = first.setdefault(name, key)
+            if adapters[other].hosts[name] is not host:
+                raise ValueError(
+                    f"the adapters {other!r} and {key!r} cannot share a batch: something was put around {name} between "
+                    "the two. Give their rows to the model in batches of their own"
+                )
+
+
+def _refuse_wrapped(adapters: Mapping[str, Adapter]) -> None:
+    """Beside RoSA's, RoAd's adapters do without the launch with RoPE, and with what that alone would turn."""
+    wrapped = next(filter(None, (wrapped_since(a.modules, a.hosts) for a in adapters.values())), None)
+    if wrapped is not None and len({type(adapter.config) for adapter in adapters.values()}) > 1:
+        raise ValueError(
+            f"RoSA's and RoAd's adapters cannot share a batch: {wrapped} was wrapped since it has RoAd, by LoRA of "
+            "PEFT for example, which RoAd turns too where RoPE follows at once, but not beside RoSA. Give their rows "
+            "to the model in batches of their own"
+        )
 
 
 def _refuse_data_parallel(model: nn.Module) -> None:

@@ -47,8 +47,8 @@ def load_adapter(
         AdapterError: a damaged file, an unknown format version, values that are not finite, or an adapter for another
             base model, or of a kind of peft's that is not RoAd.
         ValueError: the model has an adapter of this name with another configuration, the name does not fit, DeepSpeed
-            has the parameters, the model is offloaded or on the meta device, the active adapter is merged, or an
-            adapter would be added inside `torch.inference_mode()`.
+            has the parameters, the model is offloaded or on the meta device, the active adapter is merged, what an
+            adapter stands in was replaced or copied, or one would be added inside `torch.inference_mode()`.
         Nothing is changed after an error.
     """
     folder = local_folder(source, revision, token)
@@ -59,6 +59,7 @@ def load_adapter(
         known = record is not None and adapter_name in record.adapters
         if known:
             record.check_unmerged()
+            record.check_in_place(model, adapter_name)
             adapter = record.adapters[adapter_name]
             if adapter.config != config:
                 raise ValueError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rosa.adapters.config import RoadConfig
 from rosa.adapters.record import Adapter, Kept, patched
-from rosa.adapters.road import Road
+from rosa.adapters.road import Road, wrapped_since
 from rosa.errors import UnsupportedModelError
 from rosa.models.linear import is_conv1d, is_plain
 from rosa.models.names import plain
@@ -35,9 +35,10 @@ def merge(model: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: the model is not patched, is inside `disabled`, is sharded or merged already, the adapter is
-            RoSA's, or does something that no inverse leads back from, or values that are not finite.
-        UnsupportedModelError: a linear layer is quantized, offloaded or not a plain one, or its weight is another
-            module's too.
+            RoSA's, what it stands in was replaced or copied, or it does something that no inverse leads back from, or
+            values that are not finite.
+        UnsupportedModelError: a linear layer is quantized, offloaded or not a plain one, its weight is another
+            module's too, or RoPE turns what was put around it since.
         Nothing is changed after an error.
     """
     owner, record = patched(model)
@@ -49,6 +50,7 @@ def merge(model: nn.Module) -> nn.Module:
             "depends on the input, so no weight does the same. The norms that it trained can be, and are: their "
             "weights in the model are the trained ones"
         )
+    _refuse_wrapped(adapter)
     roads = {name: (adapter.hosts[name], m) for name, m in adapter.modules.items() if isinstance(m, Road)}
     for name, (linear, road) in roads.items():
         _refuse_unmergeable(name, linear)
@@ -144,8 +146,19 @@ def _refuse_unmergeable(name: str, linear: nn.Module) -> None:
         )
     if "weight" not in linear._parameters or not is_plain(linear):
         raise UnsupportedModelError(
-            f"{name} is a {kind}, and what that computes is more than its own weight and bias say: take off first what "
-            "was put around the linear layer (merge_and_unload of a PEFT model, for example)"
+            f"{name} is a {kind}, and what that computes is more than its own weight and bias say. Where something "
+            "was put around the linear layer, save the adapter with rosa.save_adapter, call rosa.unpatch(model), take "
+            "that off (merge_and_unload of a PEFT model, for example), and load the adapter again"
+        )
+
+
+def _refuse_wrapped(adapter: Adapter) -> None:
+    name = wrapped_since(adapter.modules, adapter.hosts)
+    if name is not None:
+        raise UnsupportedModelError(
+            f"{name} was wrapped since it has RoAd, by LoRA of PEFT for example. RoPE and RoAd being one operation "
+            "there, that is turned too, as it would not be with RoAd in the weights: leave the adapter beside them, or "
+            "take off what was put around the linear layer (`unload` of a PEFT model, for example)"
         )
 
 

@@ -29,12 +29,14 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     `prepare_model_for_kbit_training` do to every parameter that they find, it is let train again.
 
     Raises:
-        ValueError: inside `rosa.disabled` the adapter is not in the model, and none trains while it is merged.
+        ValueError: inside `rosa.disabled` the adapter is not in the model, none trains while it is merged, or what it
+            stands in or trains was replaced, or copied by PEFT, since.
         UnsupportedModelError: accelerate offloads a parameter that RoSA trains.
     """
     if is_patched(model):
         record = patched(model)[1]
         record.check_unmerged()
+        record.check_in_place(model, record.active)
         adapter = record.active_adapter
         if not adapter.attached:
             raise ValueError("inside `with rosa.disabled(model)` there is no adapter to train: ask before or after it")

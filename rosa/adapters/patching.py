@@ -35,7 +35,8 @@ def patch(model: nn.Module, config: AdapterConfig | None = None, adapter_name: s
     Raises:
         TypeError: `config` is neither.
         ValueError: the model has an adapter of this name, is part of a model that is patched, or the name or the
-            configuration does not fit; or this is inside `torch.inference_mode()`.
+            configuration does not fit; what its adapters stand in was replaced or copied; or this is inside
+            `torch.inference_mode()`.
         UnsupportedModelError: the model cannot be adapted.
         Nothing is changed after an error.
     """
@@ -66,11 +67,12 @@ def unpatch(model: nn.Module) -> nn.Module:
     Norms of a model that was patched on the meta device keep their values: there were none before.
 
     Raises:
-        ValueError: the model is not patched, is sharded, is inside `disabled`, its trained norms are offloaded, or
-            parameters were renamed since.
+        ValueError: the model is not patched, is sharded, is inside `disabled`, its trained norms are offloaded,
+            parameters were renamed since, or PEFT trains a copy of what adapters stand in or train.
             Nothing is changed then.
     """
     owner, record = patched(model)
+    record.check_in_place(model)
     parameters = dict(owner.named_parameters())
     renamed = [name for name in record.requires_grad if name not in parameters]
     if renamed:

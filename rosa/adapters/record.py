@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rosa.adapters.config import AdapterConfig
+from rosa.adapters.hosts import PART_OF, refuse_copied, refuse_replaced
 from rosa.adapters.norm_weights import NormWeight, exchange, keep_dtype, trained_dtype, widened
 from rosa.models.decoder import rotary_functions
 from rosa.models.rotary import serve_adapters
 from rosa.models.sharding import check_not_sharded
 
 COMPOSED = "_rosa_composition"  # on a model that `rosa.compose` has rotations in, what it did
-PART_OF = "_rosa_part_of"  # on every module that has one of an adapter's, the name of the patched model's class
 
 
 class Kept(NamedTuple):
@@ -170,8 +170,9 @@ class Patch:
     prepare_process: Callable[[], None]  # for such a model, which takes it along when it is pickled
     adapters: dict[str, Adapter] = field(default_factory=dict)
     active: str | None = None  # None until the first adapter is in
-    hosts: dict[str, nn.Module] = field(default_factory=dict)  # all with hooks that call their child, by its full name
+    hosts: list[tuple[str, nn.Module]] = field(default_factory=list)  # all with hooks that call their child, its name
     hooks: list[Any] = field(default_factory=list)  # on these: each can be removed
+    marked: list[nn.Module] = field(default_factory=list)  # all that an adapter stood in or trained
     rows: tuple[str | None, ...] | None = None  # inside `adapters_by_row`: the adapter of each
     kept: list[Kept] = field(default_factory=list)  # empty unless the active adapter is merged
 
@@ -195,13 +196,15 @@ class Patch:
         """Adds an adapter and switches it in."""
         self.adapters[name] = adapter
         self.switch(name)
-        new = False
-        for key, module in adapter.modules.items():
-            name, host = f"{key}.{module.CHILD}", adapter.hosts[key]
-            if name not in self.hosts:
-                self.hooks += module.attach(host)
-                setattr(host, PART_OF, self.owner)
-                self.hosts[name], new = host, True
+        known = {(child, id(host)) for child, host in self.hosts}
+        pairs = [(module, adapter.hosts[key]) for key, module in adapter.modules.items()]
+        new = [(module, host) for module, host in pairs if (module.CHILD, id(host)) not in known]
+        for module, host in new:
+            self.hooks += module.attach(host)
+            self.hosts.append((module.CHILD, host))
+        for module in (*adapter.hosts.values(), *adapter.norms.values()):
+            module.__dict__[PART_OF] = self.owner  # not by setattr, which torch.compile's wrappers pass on
+            self.marked.append(module)
         if new:  # torch.compile does not look again for hooks of a module that it made a graph of
             torch.compiler.reset()
 
@@ -217,9 +220,19 @@ class Patch:
         """Raises ValueError where the active adapter cannot be switched."""
         self.check_enabled()
         check_not_sharded(model)
+        self.check_in_place(model, *self.adapters)
         self.active_adapter.check_base_known()
         for adapter in self.adapters.values():
             adapter.check_norms_in_memory()
+
+    def check_in_place(self, model: nn.Module, *adapter_names: str | None) -> None:
+        """Raises ValueError where the model has a copy of what an adapter stands in or trains, or no longer has what
+        these adapters do."""
+        owner = patched(model)[0]
+        refuse_copied(owner, self.marked)
+        for name in adapter_names:
+            adapter = self.adapters[name]
+            refuse_replaced(owner, name, adapter.hosts | adapter.norms)
 
     def check_unmerged(self) -> None:
         """Raises ValueError while the active adapter is merged into the model's weights."""
@@ -249,13 +262,13 @@ class Patch:
         self.active_adapter.detach()
         for hook in self.hooks:
             hook.remove()
-        for host in {id(host): host for host in self.hosts.values()}.values():
-            delattr(host, PART_OF)
+        for module in self.marked:
+            module.__dict__.pop(PART_OF, None)
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self.prepare_process()  # one that unpickles a model may not have patched one yet
-        for host in self.hosts.values():
+        for _, host in self.hosts:
             if rotary_functions(type(host)) is not None:
                 serve_adapters(type(host))
 

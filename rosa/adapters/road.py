@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -153,3 +154,19 @@ class RopeRoad(nn.Module):
     def extra_repr(self) -> str:
         """For `print(model)`."""
         return f"layout={self.layout}"
+
+
+def wrapped_since(modules: Mapping[str, nn.Module], hosts: Mapping[str, nn.Module]) -> str | None:
+    """The name of a linear layer that something was put around, LoRA for example, since RoAd went into one launch with
+    RoPE there, which turns that too: in the layer's weights, or behind the layer itself, RoAd would not.
+
+    Args:
+        modules, hosts (mapping): those of an adapter.
+    """
+    names = {module: name for name, module in modules.items()}
+    for name, rope in modules.items():
+        roads = rope.roads if isinstance(rope, RopeRoad) else ()
+        for linear in (names[own] for own in roads if own is not None):
+            if hosts[name].get_submodule(linear.removeprefix(f"{name}.")) is not hosts[linear]:
+                return linear
+    return None

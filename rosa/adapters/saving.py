@@ -42,8 +42,8 @@ def save_adapter(
             whose layers all pair in groups of one size.
 
     Raises:
-        ValueError: the model is not patched, the adapter is offloaded or on the meta device, the folder holds a model,
-            or peft has no such adapter.
+        ValueError: the model is not patched, the adapter is offloaded or on the meta device, PEFT trains a copy of what
+            adapters stand in or train, the folder holds a model, or peft has no such adapter.
         KeyError: the model has no such adapter.
         FloatingPointError: a value is not finite.
         OSError: the files cannot be written.
@@ -51,6 +51,7 @@ def save_adapter(
     """
     owner, record = patched(model)
     adapter = record.adapter(adapter_name)
+    record.check_in_place(model)
     if adapter.lacks_values():
         raise ValueError(
             f"this {type(owner).__name__} is offloaded or on the meta device, and its adapter has no values here to "

@@ -44,7 +44,7 @@ def set_adapter(model: nn.Module, adapter_name: str) -> None:
     Raises:
         KeyError: the model has no such adapter.
         ValueError: the model is not patched, is sharded over several processes, is inside `disabled`, its active
-            adapter is merged, or norms that it trains are offloaded.
+            adapter is merged, norms that it trains are offloaded, or what adapters stand in was replaced or copied.
         Nothing is changed after an error.
     """
     record = patched(model)[1]
@@ -82,7 +82,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
     Raises:
         ValueError: the model is not patched, is sharded over several processes, is inside `adapters_by_row`, its
-            active adapter is merged, or norms that it trains are offloaded.
+            active adapter is merged, norms that it trains are offloaded, or what it stands in was replaced or copied.
     """
     record = patched(model)[1]
     record.check_not_by_row()
@@ -92,6 +92,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         yield model
         return
     check_not_sharded(model)
+    record.check_in_place(model, record.active)
     adapter.check_base_known()
     with adapter.silenced():
         yield model

@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -447,6 +448,40 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing(make, inputs):
     assert same(fingerprint(model), before) and torch.equal(logits(model, inputs), expected)
     with pytest.raises(ValueError, match="is not patched"), rosa.adapters_by_row(make(), ["a"]):
         pass
+
+
+def test_where_rope_turns_lora_over_road_both_kinds_share_no_batch(make, inputs):
+    model = adapted(make(), KINDS["both"])
+    lora = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model = get_peft_model(model, lora).eval()
+    before = fingerprint(model)
+    refusal = pytest.raises(
+        ValueError, match=r"RoSA's and RoAd's .* cannot share a batch: .*0.self_attn.q_proj was wrapped"
+    )
+    with refusal, rosa.adapters_by_row(model, ROWS):
+        pass
+    assert same(fingerprint(model), before)
+    for name in ("a", "b"):
+        with rosa.adapters_by_row(model, [name, None] * 2):
+            found = logits(model, inputs)
+        for i, own in enumerate([name, None] * 2):
+            expected = alone(model, own, lambda i=i: logits(model, row(inputs, i)))
+            torch.testing.assert_close(found[i, -1], expected[0, -1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("target", ["q_proj", "v_proj"])
+def test_lora_that_road_turns_wherever_it_stands_leaves_both_kinds_one_batch(make, inputs, target):
+    model = make()
+    lora = LoraConfig(r=2, target_modules=[target], init_lora_weights=False)
+    if target == "v_proj":
+        model = get_peft_model(adapted(model, KINDS["both"]), lora).eval()
+    else:
+        model = adapted(get_peft_model(model, lora).eval(), KINDS["both"])
+    with rosa.adapters_by_row(model, ROWS):
+        found = logits(model, inputs)
+    for i, name in enumerate(ROWS):
+        expected = alone(model, name, lambda i=i: logits(model, row(inputs, i)))
+        torch.testing.assert_close(found[i, -1], expected[0, -1], atol=1e-4, rtol=1e-4)
 
 
 def test_within_the_block_adapters_stay_as_they_are_and_after_an_exception_all_is_as_before(make, inputs, tmp_path):

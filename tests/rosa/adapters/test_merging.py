@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, TrainingArguments
@@ -360,6 +360,37 @@ def test_a_layer_that_peft_has_wrapped_is_refused_by_name(make_model, batch):
     stirred(model, targets=("q_proj",))
     adapted = logits(model, batch)
     torch.testing.assert_close(logits(rosa.merge(model), batch), adapted, atol=1e-5, rtol=1e-5)
+
+
+def lora(*targets):
+    return LoraConfig(r=2, target_modules=list(targets), init_lora_weights=False)
+
+
+def test_a_layer_that_peft_has_wrapped_is_merged_as_the_message_says(make_model, batch, tmp_path):
+    peft_model = get_peft_model(make_model("llama"), lora("q_proj", "down_proj"))
+    adapted = logits(stirred(peft_model), batch)
+    message = r"q_proj is a peft.*rosa.save_adapter, call rosa.unpatch\(model\), take that off .*load the adapter again"
+    refused(peft_model, batch, rosa.UnsupportedModelError, message)
+    rosa.save_adapter(peft_model, tmp_path)
+    model = rosa.unpatch(peft_model).merge_and_unload()
+    rosa.load_adapter(model, tmp_path)
+    torch.testing.assert_close(logits(rosa.merge(model), batch), adapted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["q_proj", "k_proj"])
+def test_where_rope_turns_lora_that_was_put_around_since_it_is_refused_by_name(make_model, batch, target):
+    peft_model = get_peft_model(stirred(make_model("llama")), lora(target))
+    message = rf"layers.0.self_attn.{target} was wrapped since it has RoAd.*leave the adapter beside"
+    refused(peft_model, batch, rosa.UnsupportedModelError, message)
+
+
+def test_where_roads_adapt_the_output_beneath_lora_they_are_merged(make_model, batch):
+    peft_model = get_peft_model(stirred(make_model("llama")), lora("v_proj", "down_proj"))
+    adapted = logits(peft_model, batch)
+    torch.testing.assert_close(logits(rosa.merge(peft_model), batch), adapted, atol=1e-5, rtol=1e-5)
+    peft_model = get_peft_model(stirred(make_model("qwen3")), lora("q_proj"))  # whose queries are normed first
+    adapted = logits(peft_model, batch)
+    torch.testing.assert_close(logits(rosa.merge(peft_model), batch), adapted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_familys_own_layer_that_computes_more_is_refused_by_name(make_model, batch):
