@@ -202,7 +202,7 @@ class _Road(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dout):
         refuse_double_backward("road")
-        theta, alpha, index, kept = ctx.saved_tensors
+        theta, alpha, index, kept = _saved(ctx)
         needs_x, needs_weights = ctx.needs
         dx, sums = torch.ops.rosa.road_backward(dout, kept, theta, alpha, index, *ctx.options, needs_x)
         grads = [dx if needs_x else None, None, None]
@@ -211,6 +211,19 @@ class _Road(torch.autograd.Function):
             of_weights = torch.ops.rosa.road_reduce(sums, index, theta, alpha, None, None, ctx.options[0], needs)
             grads[1:] = (g if need else None for g, need in zip(of_weights, needs_weights, strict=False))
         return *grads, *[None] * (1 + len(ctx.options))
+
+
+def _saved(ctx: Any) -> tuple[Tensor | None, ...]:
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "inplace" not in str(error) or ctx.options[0] != 1:
+            raise
+        raise RuntimeError(
+            "road of variant 1 keeps its output for backward on the Triton backend, and what came after has written "
+            "over it, as the code of Falcon and Llama 4 does with an MLP's output: use variant=2, which keeps its "
+            "input, or leave that linear layer out"
+        ) from error
 
 
 def road_triton(

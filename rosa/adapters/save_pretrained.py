@@ -18,8 +18,9 @@ from rosa.models.sharding import is_sharded
 def save_pretrained_saves_adapters() -> None:
     """Has the `save_pretrained` of transformers' models save the active adapter of those that are patched: the folder
     and the main process count, how a base would be written does not. For all others, inside `rosa.disabled`, where a
-    patched model is its base, and while an adapter is merged, and the model is one like any other, it does what it did.
-    Inside `rosa.adapters_by_row`, where a model is several, it raises ValueError.
+    patched model is its base (but for the dtype of norms that the adapter trains), and while an adapter is merged, and
+    the model is one like any other, it does what it did. Inside `rosa.adapters_by_row`, where a model is several, it
+    raises ValueError.
     """
     from transformers import PreTrainedModel  # takes seconds, and by now it has been imported
 

@@ -1,5 +1,7 @@
 """road: the Triton backend against the float64 reference, its gradients, its promises, its errors."""
 
+import contextlib
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -301,6 +303,15 @@ def test_a_graph_that_kept_what_was_written_over_says_so(kernel_device):
     road(x, theta, alpha, variant=2, inplace=True, backend="triton")
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.sum().backward()
+
+
+@pytest.mark.parametrize("variant", [1, 2])
+def test_an_output_that_was_written_over_is_told_where_it_was_kept(kernel_device, variant):
+    x, theta, alpha, _ = make_inputs((2, 3, 8), variant=variant, device=kernel_device)
+    z = road(x, theta.requires_grad_(), alpha, variant=variant, backend="triton")
+    z += 1  # as Falcon's layers do
+    with pytest.raises(RuntimeError, match="use variant=2") if variant == 1 else contextlib.nullcontext():
+        z.sum().backward()
 
 
 @pytest.mark.parametrize("backend", ["triton", "reference"])

@@ -309,8 +309,10 @@ def test_other_norms_and_tokens_without_their_rows(inputs, family, config):
 
 
 @pytest.mark.parametrize("kind", ["road-norms", "rosa"])
-def test_rows_behind_a_dimension_of_streams(inputs, kind):
-    model = adapted(make_family("gemma3n_text"), KINDS[kind])  # whose hidden states are [4, batch, seq, width]
+@pytest.mark.parametrize("family", ["gemma3n_text", "hy_v4"])
+def test_rows_before_and_behind_a_dimension_of_streams(inputs, family, kind):
+    """Hidden states are [streams, batch, seq, width] in Gemma 3n, [batch, seq, streams, width] in HY 4."""
+    model = adapted(make_family(family), KINDS[kind]).eval()
     ids = inputs["input_ids"][:3]
     with rosa.adapters_by_row(model, ROWS[:3]):
         found = logits(model, {"input_ids": ids})
