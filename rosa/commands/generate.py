@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rosa.commands import check_counts, parser
 from rosa.commands.adapters import ALONE, Chosen, add_model_options, choose, load
-from rosa.data.prompt_form import CHAT
+from rosa.data.prompt_form import CHAT, PLAIN
 from rosa.evaluation.generation import answer
-from rosa.evaluation.questions import check_form, is_verbatim, load_questions, question
+from rosa.evaluation.questions import check_form, form_of, is_verbatim, load_questions, question
 from rosa.storage.files import replace_text
 from rosa.storage.output import check_output
 
@@ -55,10 +55,12 @@ def run(argv: list[str]) -> None:
     model, tokenizer = load(chosen, args.dtype, args.load_in)
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)  # before the work of answering
+    forms = {form_of(row, chosen.forms.get(_adapter(row, chosen))) for row in rows}
     predictions = answer(
         model,
         tokenizer,
         [question(row, chosen.forms.get(_adapter(row, chosen)), tokenizer) for row in rows],
+        form=CHAT if CHAT in forms else PLAIN,
         adapters=[row.get("adapter") for row in rows] if args.adapters else None,
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,

@@ -47,7 +47,7 @@ class Conversation:
     def reset(self) -> None:
         """Forgets all turns."""
         self._turns: list[dict[str, str]] = [*self._first]
-        self._asked: list[int] | None = None
+        self._asked: tuple[list[int], str] | None = None
 
     def ask(self, text: str, say: Callable[[str], None], stopped: Callable[[], bool] = lambda: False) -> None:
         """Asks, and remembers question and answer, also one that was stopped.
@@ -67,8 +67,8 @@ class Conversation:
             ids = chat_ids([*self._turns, turn], self.tokenizer)
         else:
             ids = question_ids(self.form, self.tokenizer, text)
-        answer = self._answer(ids, say, stopped)
-        self._asked = ids
+        answer = self._answer(ids, self.form, say, stopped)
+        self._asked = ids, self.form
         if answer:
             self._turns += [turn, {"role": "assistant", "content": answer}]
 
@@ -79,15 +79,16 @@ class Conversation:
         """
         if self._asked is None:
             raise ValueError("nothing was asked yet")
-        self._answer(self._asked, say, stopped)
+        self._answer(*self._asked, say, stopped)
 
-    def _answer(self, ids: list[int], say: Callable[[str], None], stopped: Callable[[], bool]) -> str:
+    def _answer(self, ids: list[int], form: str, say: Callable[[str], None], stopped: Callable[[], bool]) -> str:
         if not ids:
             raise ValueError("the question holds no token")
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if positions is not None and len(ids) >= positions:
             raise ValueError(f"with its {len(ids)} tokens this is longer than the model's {positions} positions")
-        stop, streamer = stop_ids(self.model, self.tokenizer), _Streamer(self.tokenizer, say)
+        stop = stop_ids(self.model, self.tokenizer, form)
+        streamer = _Streamer(self.tokenizer, stop, say)
         given = torch.tensor([ids], device=self.model.device)
         with evaluating(self.model):
             self.model.generate(
@@ -113,11 +114,15 @@ def _sampling(temperature: float | None) -> dict[str, object]:
 
 
 class _Streamer(TextStreamer):
-    """Hands on the new text in whole words, without the white space around it."""
+    """Hands on the new text in whole words, without the white space around it and without what ends it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: list[int], say: Callable[[str], None]):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.stop = torch.tensor(stop)
         self.say, self.said, self._space = say, [], ""
+
+    def put(self, value: torch.Tensor) -> None:
+        super().put(value[~torch.isin(value, self.stop)])
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         text = self._space + text if self.said else text.lstrip()

@@ -5,7 +5,7 @@ import pytest
 from rosa.data.prompt_form import CHAT, INSTRUCTION, PLAIN
 from rosa.evaluation.conversation import Conversation
 from rosa.evaluation.generation import answer
-from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
+from tests.rosa.tiny_qwen2 import TAUGHT, taught_to_chat, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,16 @@ def test_the_chat_template_is_given_the_turns_so_far(model, tokenizer, monkeypat
     turns = f"{start}one<assistant>{first}<user>two<assistant>"
     assert asked.texts(tokenizer) == [f"{start}one<assistant>", turns, turns, f"{start}two<assistant>"]
     assert first and again
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_an_answer_ends_where_the_assistants_turn_was_learnt_to_end(special):
+    conversation = Conversation(*taught_to_chat(special=special), form=CHAT, max_new_tokens=12)
+    for asked, expected in TAUGHT:
+        conversation.reset()
+        assert said(conversation.ask, asked) == expected
+    conversation.form = PLAIN  # as of another adapter; the question was asked by the chat template
+    assert said(conversation.ask_again) == expected
 
 
 @pytest.mark.parametrize("form", [INSTRUCTION, PLAIN])

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from rosa.evaluation.generation import answer
-from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
+from rosa.data.prompt_form import CHAT, INSTRUCTION, PLAIN
+from rosa.data.prompts import question_ids
+from rosa.evaluation.generation import answer, stop_ids
+from tests.rosa.tiny_qwen2 import TAUGHT, TURN_END, taught_to_chat, tiny_model, tiny_tokenizer
 
 PROMPTS = ["one two three four five six seven", "one", "two one", "three three three three", "seven six five"]
 
@@ -49,8 +51,19 @@ def test_answer_ends_at_the_tokens_that_end_a_sequence(model, tokenizer):
     first = new.index(new[5])
     model.generation_config.eos_token_id = [new[5]]
     texts = answer(model, tokenizer, PROMPTS, max_new_tokens=12, batch_size=3)
-    assert texts[0] == tokenizer.decode(new[: first + 1]).strip()
+    assert texts[0] == tokenizer.decode(new[:first]).strip()
     assert texts == answer(model, tokenizer, PROMPTS, max_new_tokens=12, batch_size=1)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_answers_of_a_model_that_learnt_conversations_end_where_it_learnt_to_end_its_turn(special):
+    model, tokenizer = taught_to_chat(special=special)
+    asked = [question_ids(CHAT, tokenizer, text) for text, _ in TAUGHT]
+    assert answer(model, tokenizer, asked, form=CHAT, max_new_tokens=12) == [said for _, said in TAUGHT]
+    turn = tokenizer.convert_tokens_to_ids(TURN_END)
+    assert stop_ids(model, tokenizer, CHAT) == sorted([turn, tokenizer.eos_token_id])
+    for form in (PLAIN, INSTRUCTION):
+        assert stop_ids(model, tokenizer, form) == [tokenizer.eos_token_id]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
