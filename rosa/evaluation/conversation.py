@@ -10,7 +10,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from rosa.data.prompt_form import CHAT
 from rosa.data.prompts import chat_ids, question_ids
-from rosa.evaluation.generation import check_text, evaluating, stop_ids
+from rosa.evaluation.generation import check_text, evaluating, greedy, stop_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,7 +41,7 @@ class Conversation:
     ):
         self.model, self.tokenizer, self.form = model, tokenizer, form
         self._first = [] if system is None else [{"role": "system", "content": system}]
-        self._max_new_tokens, self._sampling = max_new_tokens, _sampling(temperature)
+        self._max_new_tokens, self._temperature = max_new_tokens, temperature
         self.reset()
 
     def reset(self) -> None:
@@ -89,28 +89,24 @@ class Conversation:
             raise ValueError(f"with its {len(ids)} tokens this is longer than the model's {positions} positions")
         stop = stop_ids(self.model, self.tokenizer, form)
         streamer = _Streamer(self.tokenizer, stop, say)
-        given = torch.tensor([ids], device=self.model.device)
+        ends = {"max_new_tokens": self._max_new_tokens, "eos_token_id": stop, "pad_token_id": stop[0]}
+        options, given = self._decoding() | ends, torch.tensor([ids], device=self.model.device)
         with evaluating(self.model):
             self.model.generate(
                 input_ids=given,
                 attention_mask=torch.ones_like(given),
-                max_new_tokens=self._max_new_tokens,
-                eos_token_id=stop,
-                pad_token_id=stop[0],
-                num_beams=1,  # which could not be streamed
                 streamer=streamer,
                 stopping_criteria=StoppingCriteriaList([_Stopped(stopped)]),
-                **self._sampling,
+                tokenizer=self.tokenizer,  # by which a generation config's stop_strings are found
+                **options,
             )
         return "".join(streamer.said)
 
-
-def _sampling(temperature: float | None) -> dict[str, object]:
-    if temperature is None:
-        return {}
-    if temperature == 0:
-        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    return {"do_sample": True, "temperature": temperature}
+    def _decoding(self) -> dict[str, object]:
+        if self._temperature == 0:
+            return greedy(self.model)
+        sampling = {} if self._temperature is None else {"do_sample": True, "temperature": self._temperature}
+        return {"num_beams": 1, "num_return_sequences": 1, **sampling}  # more of them could not be streamed
 
 
 class _Streamer(TextStreamer):

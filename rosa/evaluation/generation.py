@@ -16,6 +16,12 @@ from rosa.data.prompts import prompt_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# What of a model's own generation config is no matter of decoding: its special tokens, its cache, its compilation.
+_KEPT = {
+    "bos_token_id", "eos_token_id", "pad_token_id", "cache_implementation", "cache_config", "max_cache_len",
+    "prefill_chunk_size", "compile_config", "disable_compile",
+}  # fmt: skip
+
 
 def answer(
     model: PreTrainedModel,
@@ -118,23 +124,20 @@ def _continue(
     width = max(map(len, rows))
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=stop,
-        pad_token_id=pad,
-        use_cache=True,
-        # Greedy whatever generation_config asks for: a repetition penalty, for one, would count the padding.
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-    )
+    options = greedy(model) | {"max_new_tokens": max_new_tokens, "eos_token_id": stop, "pad_token_id": pad}
+    output = model.generate(input_ids=ids, attention_mask=mask, **options)
     new = output[:, width:].tolist()
     return [row[: next((at for at, token in enumerate(row) if token in stop), None)] for row in new]
+
+
+def greedy(model: PreTrainedModel) -> dict[str, object]:
+    """The options of `generate` for greedy decoding, whatever the model's own generation config asks for.
+
+    What it asks for is put aside, but for `_KEPT`: a repetition penalty, for one, would count the padding.
+    """
+    asked = model.generation_config.to_dict()
+    aside = {name: None for name, value in asked.items() if value is not None and name not in _KEPT}
+    return aside | {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, form: str) -> list[int]:

@@ -93,6 +93,18 @@ def test_sampling_is_as_it_is_asked_for(model, tokenizer, monkeypatch):
     assert asked.given[2]["temperature"] == 0.7
 
 
+def test_a_temperature_of_0_is_greedy_whatever_the_generation_config_asks_for(model, tokenizer):
+    expected = answer(model, tokenizer, ["one two"], max_new_tokens=12)[0]
+    model.generation_config.update(do_sample=True, top_k=3, repetition_penalty=1.8, no_repeat_ngram_size=1)
+    assert said(Conversation(model, tokenizer, form=PLAIN, max_new_tokens=12, temperature=0).ask, "one two") == expected
+
+
+def test_what_a_generation_config_asks_for_and_cannot_be_streamed_does_not_stop_a_conversation(model, tokenizer):
+    expected = answer(model, tokenizer, ["one two"], max_new_tokens=12)[0]
+    model.generation_config.update(do_sample=False, num_beams=3, num_return_sequences=2, stop_strings=["no such text"])
+    assert said(Conversation(model, tokenizer, form=PLAIN, max_new_tokens=12).ask, "one two") == expected
+
+
 def test_white_space_around_an_answer_is_not_said(model, tokenizer, monkeypatch):
     def generate(streamer, **_):
         for piece in (" \n", " one ", "two \n", "\n three", " \n", " "):
