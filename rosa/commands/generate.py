@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from rosa.commands import check_counts, parser
+from rosa.commands import check_counts, check_texts, parser
 from rosa.commands.adapters import ALONE, Chosen, add_model_options, choose, load
 from rosa.data.prompt_form import CHAT, PLAIN
 from rosa.evaluation.generation import answer
@@ -41,6 +41,7 @@ def run(argv: list[str]) -> None:
         options.error(f"argument --{'adapters' if args.adapters else 'output'}: only allowed with argument --data")
 
     check_counts(options, args, "max_new_tokens", "batch_size")
+    check_texts(options, args, "instruction", "input", "prompt")
     chosen = choose(options, args)
     if args.data is not None:
         rows = _rows(args.data, chosen)
