@@ -22,6 +22,17 @@ def check_counts(options: argparse.ArgumentParser, args: argparse.Namespace, *na
             options.error(f"argument --{name.replace('_', '-')}: must be at least 1, got {value}")
 
 
+def check_texts(options: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
+    """Ends the command, naming the option, where one of these is given and was no UTF-8 on the command line."""
+    from rosa.evaluation.generation import check_text
+
+    for name in names:
+        try:
+            check_text(getattr(args, name) or "")
+        except ValueError as error:
+            options.error(f"argument --{name}: must be text in UTF-8: {error}")
+
+
 def add_load_in(options: argparse.ArgumentParser) -> None:
     """Adds `--load-in`, which `rosa train` has too."""
     options.add_argument(

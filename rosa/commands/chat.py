@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 import rosa
-from rosa.commands import check_counts, parser
+from rosa.commands import check_counts, check_texts, parser
 from rosa.commands.adapters import ALONE, Chosen, add_model_options, choose, load
 from rosa.data.prompt_form import CHAT, INSTRUCTION, PLAIN
 from rosa.evaluation.conversation import Conversation
+from rosa.evaluation.generation import check_text
 
 HELP = """\
 /reset         forget the conversation so far
@@ -45,6 +46,7 @@ def run(argv: list[str]) -> None:
     )
     args = options.parse_args(argv)
     check_counts(options, args, "max_new_tokens")
+    check_texts(options, args, "system")
     if args.temperature is not None and not (math.isfinite(args.temperature) and args.temperature >= 0):
         options.error(f"argument --temperature: must be a number from 0, got {args.temperature}")
 
@@ -52,15 +54,25 @@ def run(argv: list[str]) -> None:
     if args.system is not None and not {*chosen.forms.values()} <= {CHAT}:
         raise ValueError("--system is for the chat template, by which this adapter's training rows were not written")
     by_hand = sys.stdin.isatty()
-    question = None if by_hand else sys.stdin.read().strip()
-    if question == "":
-        raise ValueError("there is no question on the standard input")
+    question = "" if by_hand else _question()
     conversation = _conversation(chosen, args, quiet=not by_hand)
     if by_hand:
         _Terminal(conversation, chosen).run()
     else:
         conversation.ask(question, _say)
         print()
+
+
+def _question() -> str:
+    """All of the standard input."""
+    try:
+        question = sys.stdin.read().strip()
+        check_text(question)
+    except ValueError as error:
+        raise ValueError(f"the standard input must be text in UTF-8: {error}") from error
+    if not question:
+        raise ValueError("there is no question on the standard input")
+    return question
 
 
 def _conversation(chosen: Chosen, args: argparse.Namespace, *, quiet: bool) -> Conversation:

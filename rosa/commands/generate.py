@@ -6,11 +6,11 @@ import json
 import sys
 from pathlib import Path
 
-from rosa.commands import check_counts, parser
+from rosa.commands import check_counts, check_texts, parser
 from rosa.commands.adapters import ALONE, Chosen, add_model_options, choose, load
-from rosa.data.prompt_form import CHAT
+from rosa.data.prompt_form import CHAT, PLAIN
 from rosa.evaluation.generation import answer
-from rosa.evaluation.questions import check_form, is_verbatim, load_questions, question
+from rosa.evaluation.questions import check_form, form_of, is_verbatim, load_questions, question
 from rosa.storage.files import replace_text
 from rosa.storage.output import check_output
 
@@ -41,6 +41,7 @@ def run(argv: list[str]) -> None:
         options.error(f"argument --{'adapters' if args.adapters else 'output'}: only allowed with argument --data")
 
     check_counts(options, args, "max_new_tokens", "batch_size")
+    check_texts(options, args, "instruction", "input", "prompt")
     chosen = choose(options, args)
     if args.data is not None:
         rows = _rows(args.data, chosen)
@@ -55,10 +56,12 @@ def run(argv: list[str]) -> None:
     model, tokenizer = load(chosen, args.dtype, args.load_in)
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)  # before the work of answering
+    forms = {form_of(row, chosen.forms.get(_adapter(row, chosen))) for row in rows}
     predictions = answer(
         model,
         tokenizer,
         [question(row, chosen.forms.get(_adapter(row, chosen)), tokenizer) for row in rows],
+        form=CHAT if CHAT in forms else PLAIN,
         adapters=[row.get("adapter") for row in rows] if args.adapters else None,
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,

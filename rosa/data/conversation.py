@@ -63,6 +63,30 @@ def conversation_tokens(
         raise ValueError(f"the tokenizer's chat template refuses this conversation: {error}") from error
 
 
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that ends a turn of the assistant, as `conversation_tokens` has it learnt.
+
+    Returns:
+        int or None: the first special or added token behind what the assistant says; None where the template has none
+        there, or where conversations cannot be learnt by it.
+    """
+    try:
+        check_chat_template(tokenizer)
+        one, other = (_learnt_of(content, tokenizer) for content in ("yes", "no"))
+    except ValueError:
+        return None
+    behind = commonprefix([one[::-1], other[::-1]])[::-1]  # noqa: RUF071, of tokens
+    added = tokenizer.added_tokens_decoder  # some vocabularies have runs of white space among them
+    return next((token for token in behind if token in added and not added[token].content.isspace()), None)
+
+
+def _learnt_of(content: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that are learnt of an answer."""
+    turns = [{"role": "user", "content": "yes or no"}, {"role": "assistant", "content": content}]
+    ids, learnt = conversation_tokens(turns, 0, tokenizer)
+    return [token for token, of_it in zip(ids, learnt, strict=True) if of_it]
+
+
 def _by_marks(
     messages: list[dict[str, str]], first: int, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[int]]:

@@ -10,7 +10,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from rosa.data.prompt_form import CHAT
 from rosa.data.prompts import chat_ids, question_ids
-from rosa.evaluation.generation import check_text, evaluating, stop_ids
+from rosa.evaluation.generation import check_text, evaluating, greedy, stop_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,13 +41,13 @@ class Conversation:
     ):
         self.model, self.tokenizer, self.form = model, tokenizer, form
         self._first = [] if system is None else [{"role": "system", "content": system}]
-        self._max_new_tokens, self._sampling = max_new_tokens, _sampling(temperature)
+        self._max_new_tokens, self._temperature = max_new_tokens, temperature
         self.reset()
 
     def reset(self) -> None:
         """Forgets all turns."""
         self._turns: list[dict[str, str]] = [*self._first]
-        self._asked: list[int] | None = None
+        self._asked: tuple[list[int], str] | None = None
 
     def ask(self, text: str, say: Callable[[str], None], stopped: Callable[[], bool] = lambda: False) -> None:
         """Asks, and remembers question and answer, also one that was stopped.
@@ -67,8 +67,8 @@ class Conversation:
             ids = chat_ids([*self._turns, turn], self.tokenizer)
         else:
             ids = question_ids(self.form, self.tokenizer, text)
-        answer = self._answer(ids, say, stopped)
-        self._asked = ids
+        answer = self._answer(ids, self.form, say, stopped)
+        self._asked = ids, self.form
         if answer:
             self._turns += [turn, {"role": "assistant", "content": answer}]
 
@@ -79,45 +79,46 @@ class Conversation:
         """
         if self._asked is None:
             raise ValueError("nothing was asked yet")
-        self._answer(self._asked, say, stopped)
+        self._answer(*self._asked, say, stopped)
 
-    def _answer(self, ids: list[int], say: Callable[[str], None], stopped: Callable[[], bool]) -> str:
+    def _answer(self, ids: list[int], form: str, say: Callable[[str], None], stopped: Callable[[], bool]) -> str:
         if not ids:
             raise ValueError("the question holds no token")
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if positions is not None and len(ids) >= positions:
             raise ValueError(f"with its {len(ids)} tokens this is longer than the model's {positions} positions")
-        stop, streamer = stop_ids(self.model, self.tokenizer), _Streamer(self.tokenizer, say)
-        given = torch.tensor([ids], device=self.model.device)
+        stop = stop_ids(self.model, self.tokenizer, form)
+        streamer = _Streamer(self.tokenizer, stop, say)
+        ends = {"max_new_tokens": self._max_new_tokens, "eos_token_id": stop, "pad_token_id": stop[0]}
+        options, given = self._decoding() | ends, torch.tensor([ids], device=self.model.device)
         with evaluating(self.model):
             self.model.generate(
                 input_ids=given,
                 attention_mask=torch.ones_like(given),
-                max_new_tokens=self._max_new_tokens,
-                eos_token_id=stop,
-                pad_token_id=stop[0],
-                num_beams=1,  # which could not be streamed
                 streamer=streamer,
                 stopping_criteria=StoppingCriteriaList([_Stopped(stopped)]),
-                **self._sampling,
+                tokenizer=self.tokenizer,  # by which a generation config's stop_strings are found
+                **options,
             )
         return "".join(streamer.said)
 
-
-def _sampling(temperature: float | None) -> dict[str, object]:
-    if temperature is None:
-        return {}
-    if temperature == 0:
-        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    return {"do_sample": True, "temperature": temperature}
+    def _decoding(self) -> dict[str, object]:
+        if self._temperature == 0:
+            return greedy(self.model)
+        sampling = {} if self._temperature is None else {"do_sample": True, "temperature": self._temperature}
+        return {"num_beams": 1, "num_return_sequences": 1, **sampling}  # more of them could not be streamed
 
 
 class _Streamer(TextStreamer):
-    """Hands on the new text in whole words, without the white space around it."""
+    """Hands on the new text in whole words, without the white space around it and without what ends it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: list[int], say: Callable[[str], None]):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.stop = torch.tensor(stop)
         self.say, self.said, self._space = say, [], ""
+
+    def put(self, value: torch.Tensor) -> None:
+        super().put(value[~torch.isin(value, self.stop)])
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         text = self._space + text if self.said else text.lstrip()

@@ -155,7 +155,7 @@ def evaluate(
                 asked = [(rows[i]["instruction"], rows[i].get("input") or "") for i in missing[task]]
                 prompts = [question_ids(form, tokenizer, *question) for question in asked]
                 with open(files[task], "a", encoding="utf-8") as file:
-                    for position, text in answers(model, tokenizer, prompts, **options):
+                    for position, text in answers(model, tokenizer, prompts, form=form, **options):
                         index = missing[task][position]
                         known[task][index] = prediction(index, rows[index], text)
                         file.write(as_line(known[task][index]))
@@ -236,7 +236,7 @@ def _made_with(
         **({"weights": fingerprint(model)} if made_with is None else made_with),
         "max_new_tokens": max_new_tokens,
         "tokenizer": tokenizer_digest(tokenizer),
-        "stop": stop_ids(model, tokenizer),
+        "stop": stop_ids(model, tokenizer, form),
         "prompt": digest(asked),
     }
     return json.loads(json.dumps(about))

@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from rosa.adapters.by_row import adapters_by_row
+from rosa.data.conversation import turn_end
+from rosa.data.prompt_form import CHAT, PLAIN
 from rosa.data.prompts import prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# What of a model's own generation config is no matter of decoding: its special tokens, its cache, its compilation.
+_KEPT = {
+    "bos_token_id", "eos_token_id", "pad_token_id", "cache_implementation", "cache_config", "max_cache_len",
+    "prefill_chunk_size", "compile_config", "disable_compile",
+}  # fmt: skip
 
 
 def answer(
@@ -20,6 +28,7 @@ def answer(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str | Sequence[int]],
     *,
+    form: str = PLAIN,
     adapters: Sequence[str | None] | None = None,
     max_new_tokens: int = 256,
     batch_size: int = 8,
@@ -33,13 +42,16 @@ def answer(
         tokenizer (PreTrainedTokenizerBase): its tokenizer.
         prompts (sequence of str or of token ids): the texts to continue, verbatim, or their ids; see
             `rosa.data.prompts.prompt` and `rosa.data.prompts.question_ids`.
+        form (str): one of `rosa.data.prompt_form.FORMS`, CHAT where any of the prompts is asked so: what ends a turn by
+            the chat template ends all answers then.
         adapters (sequence of str or None, optional): the adapter of each prompt, as `rosa.adapters_by_row` takes them;
             None answers all as the model is.
         max_new_tokens (int): most tokens to generate for a prompt.
         batch_size (int): prompts decoded together; the answers do not depend on it.
 
     Returns:
-        list of str: the new text alone, stripped, without special tokens; in the order of `prompts`.
+        list of str: the new text alone, stripped, without special tokens and without what ended it; in the order of
+        `prompts`.
 
     Raises:
         TypeError: `prompts` is one string.
@@ -47,8 +59,8 @@ def answer(
             more or fewer adapters than prompts, or what `rosa.adapters_by_row` refuses.
         KeyError: the model has no such adapter.
     """
-    texts = answers(model, tokenizer, prompts, adapters=adapters, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    return [text for _, text in sorted(texts)]
+    options = {"form": form, "adapters": adapters, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    return [text for _, text in sorted(answers(model, tokenizer, prompts, **options))]
 
 
 def answers(
@@ -56,6 +68,7 @@ def answers(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str | Sequence[int]],
     *,
+    form: str = PLAIN,
     adapters: Sequence[str | None] | None = None,
     max_new_tokens: int = 256,
     batch_size: int = 8,
@@ -88,7 +101,7 @@ def answers(
     rows = [next(ids) if index in texts else list(given) for index, given in enumerate(prompts)]
     if not all(rows):
         raise ValueError(f"prompt {rows.index([])} holds no token")
-    stop = stop_ids(model, tokenizer)
+    stop = stop_ids(model, tokenizer, form)
     pad = stop[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     # Prompts of like length share a batch: less padding.
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
@@ -106,31 +119,35 @@ def _by_row(model: PreTrainedModel, adapters: Sequence[str | None] | None) -> Ab
 
 def _continue(
     model: PreTrainedModel, rows: list[list[int]], max_new_tokens: int, stop: list[int], pad: int
-) -> torch.Tensor:
-    """Generate, without gradients, from a batch of token ids; returns the new ids, (rows, at most max_new_tokens)."""
+) -> list[list[int]]:
+    """Generate, without gradients, from a batch of token ids; returns the new ids of each row up to what ends it."""
     width = max(map(len, rows))
     ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=stop,
-        pad_token_id=pad,
-        use_cache=True,
-        # Greedy whatever generation_config asks for: a repetition penalty, for one, would count the padding.
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-    )
-    return output[:, width:]
+    options = greedy(model) | {"max_new_tokens": max_new_tokens, "eos_token_id": stop, "pad_token_id": pad}
+    output = model.generate(input_ids=ids, attention_mask=mask, **options)
+    new = output[:, width:].tolist()
+    return [row[: next((at for at, token in enumerate(row) if token in stop), None)] for row in new]
 
 
-def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What ends an answer: the tokenizer's EOS, which training teaches, and those that the model came with.
+def greedy(model: PreTrainedModel) -> dict[str, object]:
+    """The options of `generate` for greedy decoding, whatever the model's own generation config asks for.
+
+    What it asks for is put aside, but for `_KEPT`: a repetition penalty, for one, would count the padding.
+    """
+    asked = model.generation_config.to_dict()
+    aside = {name: None for name, value in asked.items() if value is not None and name not in _KEPT}
+    return aside | {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, form: str) -> list[int]:
+    """What ends an answer: the tokens that training teaches to end with, and those that the model came with.
+
+    Args:
+        model (PreTrainedModel): a causal language model.
+        tokenizer (PreTrainedTokenizerBase): its tokenizer.
+        form (str): of the prompts, one of `rosa.data.prompt_form.FORMS`. Of all of them training teaches the
+            tokenizer's EOS, but of CHAT what ends a turn by the chat template.
 
     Returns:
         list of int: in ascending order.
@@ -139,7 +156,8 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
         ValueError: there is none.
     """
     own = model.generation_config.eos_token_id
-    ids = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    turn = turn_end(tokenizer) if form == CHAT else None
+    ids = {tokenizer.eos_token_id, turn, *(own if isinstance(own, list) else [own])} - {None}
     if not ids:
         raise ValueError(f"neither {type(tokenizer).__name__} nor the model has a token that ends a sequence")
     return sorted(ids)

@@ -60,13 +60,18 @@ def is_verbatim(row: Mapping[str, Any]) -> bool:
     return "instruction" not in row and not _has_turns(row)
 
 
+def form_of(row: Mapping[str, Any], form: str | None) -> str:
+    """How a row is asked, of the adapter's form or of the bare model: an instruction in the paper's prompt then, and a
+    conversation by the chat template."""
+    return form or (INSTRUCTION if "instruction" in row else PLAIN if is_verbatim(row) else CHAT)
+
+
 def question(row: Mapping[str, Any], form: str | None, tokenizer: PreTrainedTokenizerBase) -> str | list[int]:
     """What the model is to continue.
 
     Args:
         row (mapping): one of `load_questions`.
-        form (str or None): of the adapter's prompts; None for a bare model, which is asked an instruction in the
-            paper's prompt, and a conversation by its chat template.
+        form (str or None): of the adapter's prompts; None for a bare model.
         tokenizer (PreTrainedTokenizerBase): the model's.
 
     Returns:
@@ -75,12 +80,13 @@ def question(row: Mapping[str, Any], form: str | None, tokenizer: PreTrainedToke
     Raises:
         ValueError: it is a matter for the chat template, and there is none, or it refuses the turns.
     """
-    if "instruction" in row:
-        return question_ids(form or INSTRUCTION, tokenizer, row["instruction"], row["input"])
     if is_verbatim(row):
         return row["prompt"]
+    form = form_of(row, form)
+    if "instruction" in row:
+        return question_ids(form, tokenizer, row["instruction"], row["input"])
     turns = _asked(row)
-    return chat_ids(turns, tokenizer) if form in (CHAT, None) else question_ids(form, tokenizer, turns[-1]["content"])
+    return chat_ids(turns, tokenizer) if form == CHAT else question_ids(form, tokenizer, turns[-1]["content"])
 
 
 def _checked(row: object, place: str) -> dict[str, Any]:

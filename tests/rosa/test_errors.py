@@ -1,6 +1,8 @@
 """What a person sees of an error: one line of the command's, and no traceback but of a mistake of our own."""
 
+import io
 import json
+import sys
 
 import pytest
 
@@ -102,5 +104,23 @@ def test_nothing_is_written_among_a_models_files(base, tmp_path, capsys, command
     assert {path.name for path in base.iterdir()} == before
 
 
-def test_a_prompt_that_is_not_text_is_told(base, capsys):
-    assert "surrogate" in told(["generate", "--model", str(base), "--prompt", "a \udc80"], capsys)
+@pytest.mark.parametrize(
+    ("command", "option", "before"),
+    [
+        ("generate", "prompt", []),
+        ("generate", "instruction", []),
+        ("generate", "input", ["--instruction", "a"]),
+        ("chat", "system", []),
+    ],
+)
+def test_an_argument_that_is_not_text_is_told_before_a_model_is_looked_for(command, option, before, capsys):
+    text = b"caf\xe9".decode(errors="surrogateescape")  # as Python has an argument that is not UTF-8
+    with pytest.raises(SystemExit) as end:
+        main([command, "--model", "no/such/model", *before, f"--{option}", text])
+    expected = rf"argument --{option}: must be text in UTF-8: character 3 is '\udce9', half of a surrogate pair"
+    assert end.value.code == 2 and expected in capsys.readouterr().err
+
+
+def test_a_question_on_the_standard_input_that_is_not_text_is_told_before_a_model_is_looked_for(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a \udc80"))
+    assert "the standard input must be text in UTF-8: character 2" in told(["chat", "--model", "no/such/model"], capsys)

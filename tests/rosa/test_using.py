@@ -28,7 +28,7 @@ from rosa.evaluation.generation import answer
 from rosa.evaluation.questions import question
 from rosa.storage.output import check_output
 
-from .tiny_qwen2 import tiny_model, tiny_tokenizer
+from .tiny_qwen2 import TAUGHT, taught_to_chat, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}<assistant>"
@@ -255,6 +255,22 @@ def test_chat_tells_what_does_not_go_together(folder, in_form, tmp_path, capsys,
 
 
 # Generate and evaluate
+
+
+def test_an_adapter_that_learnt_conversations_stops_where_it_was_taught_to(tmp_path, capsys, monkeypatch):
+    model, tokenizer = taught_to_chat()
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    model = rosa.patch(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), rosa.RoadConfig())
+    rosa.save_adapter(model, tmp_path / "out")
+    save_form(tmp_path / "out", CHAT)
+    ((asked, said), *_), adapter = TAUGHT, ["--adapter", tmp_path / "out"]
+    assert printed(capsys, "generate", *adapter, "--instruction", asked, "--max-new-tokens", 12) == f"{said}\n"
+    args = ["chat", *adapter, "--max-new-tokens", 12]
+    assert printed(capsys, *args, stdin=asked, monkeypatch=monkeypatch) == f"{said}\n"
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": asked}]}))
+    args = ["generate", "--model", tmp_path / "base", "--data", tmp_path / "rows.jsonl", "--max-new-tokens", 12]
+    assert json.loads(printed(capsys, *args))["prediction"] == said  # a bare model, asked by its chat template
 
 
 def test_generate_finds_the_base_and_asks_in_the_form(folder, used, in_form, capsys):

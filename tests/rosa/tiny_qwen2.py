@@ -5,9 +5,18 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from rosa.data.prompt_form import CHAT
+from rosa.data.tokens import tokenize
 
 EOS, PAD, BOS = "<|endoftext|>", "<|pad|>", "<|bos|>"
+TURN_END = "<|end|>"  # of the chat template below, which is not the end of a text
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TAUGHT = (("A?", "one"), ("B?", "two"))
 
 
 def tiny_tokenizer(
@@ -52,3 +61,25 @@ def save_base(folder: Path, rows: Iterable[dict], *, seed: int = 0) -> Path:
     tiny_model(len(tokenizer), seed=seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def taught_to_chat(*, special: bool = True) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
+    """A model that has learnt, as `rosa train` teaches it, to answer "one" or "two", and what ends its turn.
+
+    Args:
+        special (bool): whether TURN_END is one of the tokenizer's special tokens or an added one alone.
+    """
+    tokenizer = tiny_tokenizer(["one two"], vocab_size=300)
+    tokenizer.add_tokens([TURN_END], special_tokens=special)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    turns = [[{"role": "user", "content": asked}, {"role": "assistant", "content": said}] for asked, said in TAUGHT]
+    rows = [{"messages": one + other, "first": 0} for one, other in (turns, turns[::-1])]
+    model = tiny_model(len(tokenizer))
+    examples = tokenize(rows, tokenizer, form=CHAT, train_on_prompt=True)  # so that it knows what to say after its turn
+    batch = DataCollatorForSeq2Seq(tokenizer)([dict(example) for example in examples])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval(), tokenizer

@@ -21,3 +21,8 @@ WITHOUT_SYSTEM = (
 )
 MUTE = "{% for m in messages %}{{ '<|bos|>' + m['role'] + '\n<|endoftext|>\n' }}{% endfor %}" + _PROMPT
 MARKS_OF_NOTHING = "{% if false %}{% generation %}{% endgeneration %}{% endif %}" + WITHOUT_MARKS
+WITHOUT_END = WITHOUT_MARKS.replace("<|endoftext|>", "")
+END_NOT_LEARNT = (
+    "{% for m in messages %}{{ m['role'] + ': ' }}{% generation %}{{ m['content'] }}{% endgeneration %}"
+    "{{ '<|endoftext|>' }}{% endfor %}"
+)

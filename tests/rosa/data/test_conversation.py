@@ -2,11 +2,11 @@
 
 import pytest
 
-from rosa.data.conversation import check_chat_template, conversation_tokens
+from rosa.data.conversation import check_chat_template, conversation_tokens, turn_end
 from rosa.data.prompt_form import CHAT
 from rosa.data.tokens import IGNORED_LABEL, tokenize
 from tests.rosa.data import chat_templates
-from tests.rosa.tiny_qwen2 import tiny_tokenizer
+from tests.rosa.tiny_qwen2 import EOS, tiny_tokenizer
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASKED, ANSWERED = {"role": "user", "content": "Add 2 and 3."}, {"role": "assistant", "content": "5"}
@@ -66,6 +66,24 @@ def test_a_token_of_the_template_and_of_the_answer_is_learnt_with_the_answer():
     ids, mask = conversation_tokens([ASKED, {"role": "assistant", "content": "\nb"}], 0, tokenizer)
     (run,) = runs_of(ids, mask)
     assert tokenizer.decode(run) == "\n\nb<|endoftext|>\n"
+
+
+@pytest.mark.parametrize("template", ["WITH_MARKS", "WITHOUT_MARKS", "THINKING"])
+def test_a_turn_ends_by_the_token_that_is_learnt_behind_its_content(template):
+    tokenizer = tiny_tokenizer(["b"])
+    tokenizer.add_tokens(["<think>", "<|end|>"])
+    template = getattr(chat_templates, template).replace("<think></think>", "<think>").replace(EOS, "\n\n<|end|>")
+    tokenizer.add_tokens(["\n\n"])  # white space ends nothing, whatever it is to the vocabulary
+    tokenizer.chat_template = template
+    ids, mask = conversation_tokens([ASKED, ANSWERED], 0, tokenizer)
+    (run,) = runs_of(ids, mask)
+    assert turn_end(tokenizer) == tokenizer.convert_tokens_to_ids("<|end|>") and turn_end(tokenizer) in run
+
+
+@pytest.mark.parametrize("template", ["MUTE", "MARKS_OF_NOTHING", "WITHOUT_END", "END_NOT_LEARNT", None])
+def test_a_template_that_teaches_no_end_of_a_turn_has_none(tokenizer, template):
+    tokenizer.chat_template = template and getattr(chat_templates, template)
+    assert turn_end(tokenizer) is None
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from rosa.data.prompt_form import CHAT, INSTRUCTION, PLAIN
 from rosa.evaluation.conversation import Conversation
 from rosa.evaluation.generation import answer
-from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
+from tests.rosa.tiny_qwen2 import TAUGHT, taught_to_chat, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,16 @@ def test_the_chat_template_is_given_the_turns_so_far(model, tokenizer, monkeypat
     assert first and again
 
 
+@pytest.mark.parametrize("special", [True, False])
+def test_an_answer_ends_where_the_assistants_turn_was_learnt_to_end(special):
+    conversation = Conversation(*taught_to_chat(special=special), form=CHAT, max_new_tokens=12)
+    for asked, expected in TAUGHT:
+        conversation.reset()
+        assert said(conversation.ask, asked) == expected
+    conversation.form = PLAIN  # as of another adapter; the question was asked by the chat template
+    assert said(conversation.ask_again) == expected
+
+
 @pytest.mark.parametrize("form", [INSTRUCTION, PLAIN])
 def test_other_forms_have_no_history(model, tokenizer, monkeypatch, form):
     asked = Asked(model, monkeypatch)
@@ -81,6 +91,18 @@ def test_sampling_is_as_it_is_asked_for(model, tokenizer, monkeypatch):
         said(Conversation(model, tokenizer, form=PLAIN, max_new_tokens=2, temperature=temperature).ask, "one")
     assert [options.get("do_sample") for options in asked.given] == [None, False, True]
     assert asked.given[2]["temperature"] == 0.7
+
+
+def test_a_temperature_of_0_is_greedy_whatever_the_generation_config_asks_for(model, tokenizer):
+    expected = answer(model, tokenizer, ["one two"], max_new_tokens=12)[0]
+    model.generation_config.update(do_sample=True, top_k=3, repetition_penalty=1.8, no_repeat_ngram_size=1)
+    assert said(Conversation(model, tokenizer, form=PLAIN, max_new_tokens=12, temperature=0).ask, "one two") == expected
+
+
+def test_what_a_generation_config_asks_for_and_cannot_be_streamed_does_not_stop_a_conversation(model, tokenizer):
+    expected = answer(model, tokenizer, ["one two"], max_new_tokens=12)[0]
+    model.generation_config.update(do_sample=False, num_beams=3, num_return_sequences=2, stop_strings=["no such text"])
+    assert said(Conversation(model, tokenizer, form=PLAIN, max_new_tokens=12).ask, "one two") == expected
 
 
 def test_white_space_around_an_answer_is_not_said(model, tokenizer, monkeypatch):

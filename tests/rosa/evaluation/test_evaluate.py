@@ -16,13 +16,14 @@ from scipy.stats import binomtest
 
 import rosa
 from rosa.cli import main
+from rosa.data.prompt_form import CHAT, INSTRUCTION
 from rosa.data.prompts import prompt
 from rosa.evaluation.evaluate import Evaluation, Score, evaluate
-from rosa.evaluation.generation import answer
+from rosa.evaluation.generation import answer, stop_ids
 from rosa.evaluation.tasks import TASKS, Task, load_test_rows
 from rosa.storage.locking import alone_in
 from tests.rosa.conftest import stir
-from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
+from tests.rosa.tiny_qwen2 import TAUGHT, taught_to_chat, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[3]
 REAL_DATA = ROOT.parent / "shared" / "data" / "benchmarks"
@@ -206,6 +207,15 @@ def test_other_tokens_that_end_an_answer_make_other_predictions(model, tokenizer
     model.generation_config.eos_token_id = [5, 7]
     with pytest.raises(ValueError, match="other settings: stop was "):
         evaluate(model, tokenizer, {OWN: some_rows(2)}, tmp_path, max_new_tokens=6)
+
+
+def test_conversations_end_where_they_were_learnt_to_end_and_predictions_say_so(tmp_path):
+    model, tokenizer = taught_to_chat()
+    rows = [{"instruction": asked, "input": "", "answer": said} for asked, said in TAUGHT]
+    found = evaluate(model, tokenizer, {Task("own", "text"): rows}, tmp_path, form=CHAT, max_new_tokens=12)
+    assert found.average.correct == 2
+    made = json.loads((tmp_path / "predictions" / "own.made_with.json").read_text())
+    assert made["stop"] == stop_ids(model, tokenizer, CHAT) != stop_ids(model, tokenizer, INSTRUCTION)
 
 
 def test_run_on_the_first_rows_leaves_the_lines_of_the_others(model, tokenizer, tmp_path):

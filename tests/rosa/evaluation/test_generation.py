@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from transformers import StaticCache
 
-from rosa.evaluation.generation import answer
-from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
+from rosa.data.prompt_form import CHAT, INSTRUCTION, PLAIN
+from rosa.data.prompts import question_ids
+from rosa.evaluation.generation import answer, stop_ids
+from tests.rosa.tiny_qwen2 import TAUGHT, TURN_END, taught_to_chat, tiny_model, tiny_tokenizer
 
 PROMPTS = ["one two three four five six seven", "one", "two one", "three three three three", "seven six five"]
 
@@ -37,10 +40,43 @@ def test_answers_are_greedy_decoding_whatever_the_batch(model, tokenizer, batch_
     assert answer(model, tokenizer, PROMPTS, max_new_tokens=12, batch_size=batch_size) == expected
 
 
-def test_generation_config_of_the_model_does_not_disturb_greedy_decoding(model, tokenizer):
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"do_sample": True, "temperature": 5.0, "top_k": 3, "repetition_penalty": 1.8, "num_beams": 3},
+        {"no_repeat_ngram_size": 1},
+        {"guidance_scale": 3.0},
+        {"max_time": 1e-9},
+        {"max_length": 3},
+        {"exponential_decay_length_penalty": [1, 3.0]},
+        {"forced_eos_token_id": 3},
+        {"suppress_tokens": [*range(3, 150)]},
+        {"bad_words_ids": [[token] for token in range(3, 150)]},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"return_dict_in_generate": True},
+        {"stop_strings": ["o"]},
+        {"prompt_lookup_num_tokens": 3},
+        {"dola_layers": "low"},
+    ],
+    ids="-".join,
+)
+def test_generation_config_of_the_model_does_not_disturb_greedy_decoding(model, tokenizer, asked):
     expected = answer(model, tokenizer, PROMPTS, max_new_tokens=12)
-    model.generation_config.update(do_sample=True, temperature=5.0, top_k=3, repetition_penalty=1.8, num_beams=3)
+    for name, value in asked.items():  # as they are loaded, without checks of one by another
+        setattr(model.generation_config, name, value)
+    before = model.generation_config.to_dict()
     assert answer(model, tokenizer, PROMPTS, max_new_tokens=12) == expected
+    assert model.generation_config.to_dict() == before
+
+
+def test_cache_that_the_generation_config_asks_for_is_kept(model, tokenizer, monkeypatch):
+    caches, forward = [], model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda **given: (caches.append(given["past_key_values"]), forward(**given))[1]
+    )
+    model.generation_config.update(cache_implementation="static", disable_compile=True)
+    answer(model, tokenizer, PROMPTS, max_new_tokens=2)
+    assert {type(cache) for cache in caches} == {StaticCache}
 
 
 def test_answer_ends_at_the_tokens_that_end_a_sequence(model, tokenizer):
@@ -49,8 +85,19 @@ def test_answer_ends_at_the_tokens_that_end_a_sequence(model, tokenizer):
     first = new.index(new[5])
     model.generation_config.eos_token_id = [new[5]]
     texts = answer(model, tokenizer, PROMPTS, max_new_tokens=12, batch_size=3)
-    assert texts[0] == tokenizer.decode(new[: first + 1]).strip()
+    assert texts[0] == tokenizer.decode(new[:first]).strip()
     assert texts == answer(model, tokenizer, PROMPTS, max_new_tokens=12, batch_size=1)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_answers_of_a_model_that_learnt_conversations_end_where_it_learnt_to_end_its_turn(special):
+    model, tokenizer = taught_to_chat(special=special)
+    asked = [question_ids(CHAT, tokenizer, text) for text, _ in TAUGHT]
+    assert answer(model, tokenizer, asked, form=CHAT, max_new_tokens=12) == [said for _, said in TAUGHT]
+    turn = tokenizer.convert_tokens_to_ids(TURN_END)
+    assert stop_ids(model, tokenizer, CHAT) == sorted([turn, tokenizer.eos_token_id])
+    for form in (PLAIN, INSTRUCTION):
+        assert stop_ids(model, tokenizer, form) == [tokenizer.eos_token_id]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -15,10 +15,10 @@ import rosa
 from rosa.adapters.base import Base, find_base
 from rosa.adapters.folder import read_description
 from rosa.adapters.pretrained import load_model
-from rosa.data.prompt_form import FORMS, save_form
+from rosa.data.prompt_form import CHAT, FORMS, save_form
 from rosa.data.prompts import question_ids
 from rosa.training.methods import attach
-from tests.rosa.tiny_qwen2 import tiny_model, tiny_tokenizer
+from tests.rosa.tiny_qwen2 import TAUGHT, taught_to_chat, tiny_model, tiny_tokenizer
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 IDS = torch.arange(3, 12)[None]
@@ -162,7 +162,22 @@ def test_what_is_loaded_goes_into_a_pipeline_as_it_is(form, base, tmp_path, monk
     save_form(tmp_path, form)
     ids = torch.tensor([question_ids(form, tokenizer, "one two")])
     new = expected.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
-    arguments = ["--adapter", str(tmp_path), "--instruction", "one two", "--max-new-tokens", "8"]
+    run_pipeline(monkeypatch, tmp_path, "one two")
+    assert capsys.readouterr().out == tokenizer.decode(new, skip_special_tokens=True) + "\n"
+
+
+def test_a_pipeline_that_is_told_so_ends_where_a_turn_was_learnt_to_end(tmp_path, monkeypatch, capsys):
+    model, tokenizer = taught_to_chat()
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    rosa.save_adapter(rosa.patch(opened(tmp_path / "base"), rosa.RoadConfig()), tmp_path / "out")
+    save_form(tmp_path / "out", CHAT)
+    asked, expected = TAUGHT[0]
+    run_pipeline(monkeypatch, tmp_path / "out", asked)
+    assert capsys.readouterr().out == f"{expected}\n"
+
+
+def run_pipeline(monkeypatch, adapter, asked):
+    arguments = ["--adapter", str(adapter), "--instruction", asked, "--max-new-tokens", "8"]
     monkeypatch.setattr(sys, "argv", ["pipeline.py", *arguments])
     runpy.run_path(str(EXAMPLES / "pipeline.py"), run_name="__main__")
-    assert capsys.readouterr().out == tokenizer.decode(new, skip_special_tokens=True) + "\n"
