@@ -9,13 +9,13 @@ import peft
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
 
 import rosa
 from rosa.cli import main
 from rosa.data.prompt_form import CHAT, save_form
 
-from .tiny_qwen2 import tiny_model, tiny_tokenizer
+from .tiny_qwen2 import TAUGHT, taught_to_chat, tiny_model, tiny_tokenizer
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}<assistant>"
 IDS = torch.arange(3, 35).view(2, 16)
@@ -187,3 +187,16 @@ def test_what_cannot_be_merged_leaves_nothing_behind(base, adapter, tmp_path, ca
     rosa.save_adapter(model, tmp_path / "singular")
     assert "q_proj cannot be merged" in error_of(capsys, tmp_path / "singular", tmp_path / "merged")
     assert [path.name for path in tmp_path.iterdir()] == ["singular"]
+
+
+def test_a_merged_model_ends_its_turns_as_the_adapter_has_learnt(tmp_path, capsys):
+    model, tokenizer = taught_to_chat()
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    rosa.save_adapter(rosa.patch(model, rosa.RoadConfig()), tmp_path / "adapter")
+    save_form(tmp_path / "adapter", CHAT)
+    main(["merge", str(tmp_path / "adapter"), str(tmp_path / "merged"), "--model", str(tmp_path / "base")])
+    (asked, said), *_ = TAUGHT
+    answer = pipeline("text-generation", str(tmp_path / "merged"))
+    made = answer([{"role": "user", "content": asked}], max_new_tokens=12, do_sample=False)
+    assert made[0]["generated_text"][-1]["content"] == said
