@@ -11,7 +11,6 @@ import rosa
 from rosa.adapters.folder import local_folder
 from rosa.data.prompt_form import CHAT, INSTRUCTION, read_form
 from rosa.data.prompts import prompt
-from rosa.evaluation.generation import stop_ids
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--adapter", required=True, help="folder or Hub name of an adapter")
@@ -25,5 +24,4 @@ asked = {CHAT: [{"role": "user", "content": args.instruction}], INSTRUCTION: pro
 model, tokenizer = rosa.load(args.adapter)
 generator = pipeline("text-generation", model=model, tokenizer=tokenizer)
 options = {"max_new_tokens": args.max_new_tokens, "do_sample": False, "return_full_text": False}
-options["eos_token_id"] = stop_ids(model, tokenizer, form)  # after conversations, what ends a turn too
 print(generator(asked.get(form, args.instruction), **options)[0]["generated_text"])

@@ -20,8 +20,8 @@ from rosa.commands import DTYPES, parser
 from rosa.commands.adapters import ALONE, Chosen, choose
 from rosa.composition.disk import WEIGHTS_NAME as COMPOSITION_NAME
 from rosa.data.prompt_form import CHAT, INSTRUCTION, PLAIN
-from rosa.evaluation.generation import stop_ids
 from rosa.storage.output import check_output
+from rosa.training.loading import end_turns
 from rosa.training.methods import load_trained
 
 if TYPE_CHECKING:
@@ -59,9 +59,8 @@ def run(argv: list[str]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-unfinished-") as unfinished:
         model, tokenizer = _merged(chosen, args.dtype)
-        if chosen.form == CHAT:  # to whoever generates, it ends a turn where the adapter has learnt to
-            ends = stop_ids(model, tokenizer, CHAT)
-            model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+        if chosen.form == CHAT:
+            end_turns(model, tokenizer)
         folder = Path(unfinished) / "model"
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -13,6 +13,8 @@ from rosa.adapters.folder import local_folder, read_description
 from rosa.adapters.pretrained import load_model, load_tokenizer
 from rosa.composition.disk import WEIGHTS_NAME as COMPOSITION_NAME
 from rosa.composition.disk import load_composition, read_composition
+from rosa.data.conversation import turn_end
+from rosa.data.prompt_form import CHAT, read_form
 from rosa.training.methods import load_trained
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ def load(
     Returns:
         (nn.Module, PreTrainedTokenizerBase): the model, patched (of a composition composed, with no task chosen; of
         peft's adapters but RoAd's, peft's wrapper), and the tokenizer: the adapter's if it has one, else the base's.
+        Where the adapter learnt conversations, the model's generation config ends an answer where they end a turn.
 
     Raises:
         FileNotFoundError: the adapter or its base is not there.
@@ -69,6 +72,16 @@ def load(
             device_map=device_map,
         )
     model = load_composition(model, folder) if is_composition else load_trained(model, folder)
+    if read_form(folder) == CHAT:
+        end_turns(model, tokenizer)
     if device_map is None:
         model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model.eval(), tokenizer
+
+
+def end_turns(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Has the model's generation config end an answer where conversations are learnt to end a turn, too."""
+    config, end = model.generation_config, turn_end(tokenizer)
+    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if end is not None and end not in known:
+        config.eos_token_id = [token for token in known if token is not None] + [end]

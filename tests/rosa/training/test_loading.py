@@ -166,7 +166,7 @@ def test_what_is_loaded_goes_into_a_pipeline_as_it_is(form, base, tmp_path, monk
     assert capsys.readouterr().out == tokenizer.decode(new, skip_special_tokens=True) + "\n"
 
 
-def test_a_pipeline_that_is_told_so_ends_where_a_turn_was_learnt_to_end(tmp_path, monkeypatch, capsys):
+def test_a_pipeline_ends_where_a_turn_was_learnt_to_end(tmp_path, monkeypatch, capsys):
     model, tokenizer = taught_to_chat()
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "base")
