@@ -50,8 +50,9 @@ def compiled(compiler):
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
 def test_no_spills_and_128_bit_accesses(compiled, arch):
-    rows = compiled(arch) + compiled(arch, "SHAPES[:1]", launched="road_launches")
-    assert [row[0] for row in rows] == [*ROAE] * 3 + [*ROAD]
+    shapes = SHAPES[:1] if arch == "sm_89" else SHAPES  # it has sm_86's instructions and registers
+    rows = compiled(arch, f"SHAPES[:{len(shapes)}]") + compiled(arch, "SHAPES[:1]", launched="road_launches")
+    assert [row[0] for row in rows] == [*ROAE] * len(shapes) + [*ROAD]
     for row in rows:
         kernel, _, registers, spills, shared, load, store = row
         # The rows of sums become one row: what is stored is little.

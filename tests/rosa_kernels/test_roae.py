@@ -160,7 +160,7 @@ def test_16_bit_kernels_are_near_float64(kernel_device, case, dtype):
     assert max(ours.values()) < (2e-3 if dtype == torch.float16 else 2e-2), ours
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch=st.integers(1, 2), heads=st.integers(1, 4), key_heads=st.integers(1, 4), seq=st.integers(1, 40),
     pairs=st.integers(1, 40), rest=st.integers(0, 9), low=st.floats(0, 1), rank=st.integers(1, 40),

@@ -100,7 +100,7 @@ def test_signals_that_are_not_finite_spoil_what_they_do_in_the_reference(kernel_
         assert not all(value.isfinite().all() for value in exact[:2])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch=st.integers(1, 2), heads=st.integers(1, 4), key_heads=st.integers(1, 4), seq=st.integers(1, 40),
     pairs=st.integers(1, 40), rest=st.integers(0, 9), low=st.floats(0, 1), interleaved=st.booleans(),

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reaso
 
 CLIPPED = dict(clip=0.02, accumulate=2, dls={})
 JOBS = {
-    "zero1": dict(stage=1, steps=50, **CLIPPED),
-    "zero2": dict(stage=2, steps=50, **CLIPPED),
-    "zero3": dict(stage=3, steps=50, **CLIPPED),
+    "zero1": dict(stage=1, steps=26, **CLIPPED),
+    "zero2": dict(stage=2, steps=26, **CLIPPED),
+    "zero3": dict(stage=3, steps=26, **CLIPPED),
     "zero1-mask": dict(stage=1, dls={"mode": "mask"}, clip=0.02, accumulate=2),
     "zero2-mask": dict(stage=2, dls={"mode": "mask"}, clip=0.02),
     # Param groups in several parts, every parameter partitioned, gradients reduced in many buckets.
@@ -106,7 +106,7 @@ def test_layers_outside_the_selection_do_not_move(ran, name):
 
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
 def test_skip_freezes_and_mask_does_not(ran, name):
-    last = ran[name][0]["history"][-1][1]  # of step 48, and step 51 does not select
+    last = ran[name][0]["history"][-1][1]  # of step 24, and step 27 does not select
     layers = {int(key.split("layers.")[1][0]) for key in ran[name][0]["frozen"]}
     assert layers == set(range(4)) - set(last)
     assert not ran[f"{name}-mask"][0]["frozen"]
