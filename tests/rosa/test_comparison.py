@@ -197,14 +197,6 @@ def test_finished_cells_stay_with_another_attention(finished, files, grid):
     assert made_with and not any("attn_implementation" in made for made in made_with)  # so more rows can be tested
 
 
-def test_options_given_twice_are_all_taken(finished, files, grid, tmp_path):
-    before = results(finished)
-    args = ["compare", "--config", str(write(finished, files, **grid)), "--only", "LoRA", "--only", "RoSA"]
-    main([*args, "--set", f"output={tmp_path / 'other'}", "--set", "seeds=[1]", "tuning_steps=1"])
-    assert {file.parent.parent.name for file in (tmp_path / "other").rglob("seed-*/result.json")} == {"LoRA", "RoSA"}
-    assert results(finished) == before
-
-
 def test_other_settings_than_those_of_finished_cells_are_refused(finished, files, grid, capsys):
     train = {**SETTINGS["train"], "data": str(files / "rows.json"), "max_steps": 5}
     config = write(finished, files, **grid, train=train)
@@ -462,6 +454,19 @@ def test_faults_are_told_before_any_training(files, tmp_path, capsys, changes, m
     captured = capsys.readouterr().err
     assert re.search(message, captured), captured
     assert not results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "learning_rates=[-1]", "--set", "seeds=[1]"], "learning_rates must be above 0"),
+        (["--only", "C3A", "--only", "RoSA"], "--only: unknown key C3A; known are LoRA, RoSA"),
+    ],
+)
+def test_an_option_given_twice_loses_nothing(files, tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit):
+        main(["compare", "--config", str(write(tmp_path, files)), *options])
+    assert message in capsys.readouterr().err
 
 
 def test_what_train_says_to_other_methods_stays_out_of_a_cells_command_line(files, tmp_path):
