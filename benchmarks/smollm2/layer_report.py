@@ -73,6 +73,8 @@ class Run(NamedTuple):
     def flops_to(self, loss: float) -> float | None:
         """The operations until the loss first fell to this one, on the line between the evaluations before and after;
         None of a run that did not come to it, and of one that was there at its first evaluation."""
+        if self.evaluations[0]["loss"] <= loss:
+            return None
         for before, after in itertools.pairwise(self.evaluations):
             if before["loss"] > loss >= after["loss"]:
                 share = (before["loss"] - loss) / (before["loss"] - after["loss"])
@@ -158,7 +160,9 @@ def _line(run: Run, group: Sequence[Run]) -> tuple:
 
 
 def _until(run: Run, loss: float) -> str:
-    flops = run.flops_to(loss)
+    first, flops = run.evaluations[0], run.flops_to(loss)
+    if first["loss"] <= loss:
+        return f"{loss}: < {first['flops'] / TERA:.1f}"
     return f"{loss}: " + ("-" if flops is None else f"{flops / TERA:.1f}")
 
 
@@ -168,8 +172,8 @@ def _outcome(evaluation: dict | None) -> tuple[str | None, str | None]:
 
 
 def picture(groups: Sequence[Sequence[Run]]) -> Figure:
-    """Held-out loss against operations, a panel a task and seed, those of a task on one scale: dots where a run ends,
-    past the fall of its rate."""
+    """Held-out loss against operations, a panel a task and seed, those of a task on one scale, which ends where
+    the highest began: dots where a run ends, past the fall of its rate."""
     figure = Figure(figsize=(5.2 * len(groups) + 0.6, 5.4), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     shown: dict[str, Artist] = {}
@@ -187,6 +191,9 @@ def picture(groups: Sequence[Sequence[Run]]) -> Figure:
         panel.set_xlabel("TFLOP of training")
         panel.spines[["top", "right"]].set_visible(False)
         panel.sharey(first.setdefault(group[0].task, panel))
+    for task, panel in first.items():  # what goes up beyond where it began would press all else together
+        began = [run.evaluations[0]["loss"] for group in groups for run in group if run.task == task]
+        panel.set_ylim(top=1.02 * max(began))
     panels[0].set_ylabel("held-out loss")
     figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return figure
