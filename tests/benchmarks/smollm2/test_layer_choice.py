@@ -191,8 +191,10 @@ def test_a_table_and_a_picture_tell_the_ends_apart_from_what_comes_before_the_ra
         ((0.9, 0.55), 20.0),
         ((0.9, 0.6), None),
         ((0.5, 0.4), None),  # before anything was measured
+        ((0.5, 0.6, 0.4), None),
     ],
 )
 def test_operations_until_a_loss_lie_on_the_line_between_two_evaluations(losses, operations):
     run = Run("arithmetic", "all", 1, [{"step": n, "flops": 10.0 * n, "loss": y} for n, y in enumerate(losses, 1)], [])
     assert run.flops_to(0.55) == (operations and pytest.approx(operations))
+    assert ("<" in layer_report._until(run, 0.55)) == (losses[0] < 0.55)
