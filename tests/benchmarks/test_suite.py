@@ -106,7 +106,7 @@ def test_the_part_training_has_rows_of_every_method(dry_run):
 def test_a_part_that_is_cut_short_or_fails_is_said_and_leaves_the_others_their_time(tmp_path):
     """What `decode` has beside the decoding alone is run: of that there is nothing in `mixed`."""
     options = "-k bench_machine --benchmark-max-time=0.01 --benchmark-min-rounds=1"
-    done = gpu_script(tmp_path / "out", "training=1", "mixed", "decode", options=options)
+    done = gpu_script(tmp_path / "out", "training=1", "mixed", "decode=300", options=options)
     assert done.returncode == 1
     summary = (tmp_path / "out" / "summary.txt").read_text()
     assert "training: cut short at its limit of 1 s" in summary
