@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from os.path import commonprefix
@@ -75,7 +76,8 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
         one, other = (_learnt_of(content, tokenizer) for content in ("yes", "no"))
     except ValueError:
         return None
-    behind = commonprefix([one[::-1], other[::-1]])[::-1]  # noqa: RUF071, of tokens
+    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(reversed(one), reversed(other), strict=False))
+    behind = [token for token, _ in shared][::-1]
     added = tokenizer.added_tokens_decoder  # some vocabularies have runs of white space among them
     return next((token for token in behind if token in added and not added[token].content.isspace()), None)
 
